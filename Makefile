@@ -1,0 +1,59 @@
+# Everything runs in a virtual environment of its own, .venv, which is made when there is none.
+#
+#   VENV=DIR         another virtual environment
+#   PYTHON=python3.12  the Python to make it with
+#   INSTALLER=pip    use venv and pip also where uv is installed (INSTALLER=uv: the other way round)
+#   PIP_CONSTRAINT, UV_CONSTRAINT and the installers' other variables work as usual. On Linux PyTorch's default build
+#   brings several GB of CUDA libraries; the variables (UV_TORCH_BACKEND=cpu, PIP_EXTRA_INDEX_URL, ...) choose a smaller one.
+
+VENV ?= .venv
+export VENV
+STAMP := $(VENV)/.madad-lite-installed
+BIN := $(VENV)/bin
+OUT ?= results/demo
+
+# Two test processes at a time, one thread each: they would get in each other's way on two cores. Nothing is downloaded.
+TESTING := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 HF_HUB_OFFLINE=1
+WORKERS := -n 2 --dist loadfile
+
+.PHONY: help env demo test test-unit test-notebooks lab notebooks lint restamp clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+
+env: $(STAMP)  ## make the virtual environment and install the package with all its extras
+
+$(STAMP): pyproject.toml scripts/make_env.sh
+	@bash scripts/make_env.sh
+	@touch $@
+
+demo: $(STAMP)  ## the main job end to end on simulated subjects; writes results/demo (OUT=DIR for another folder)
+	$(BIN)/madad demo --out $(OUT)
+
+test: $(STAMP)  ## unit tests, then every notebook is run and compared with its stored outputs
+	$(MAKE) test-unit
+	$(MAKE) test-notebooks
+
+test-unit: $(STAMP)  ## only the unit tests
+	MPLBACKEND=Agg $(TESTING) $(BIN)/python -m pytest tests $(WORKERS)
+
+test-notebooks: $(STAMP)  ## only the notebooks
+	$(TESTING) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks $(WORKERS)
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+notebooks: $(STAMP)  ## run notebooks/*.py again and store them as .ipynb with their outputs (ONLY=03 for one)
+	$(BIN)/python scripts/run_notebooks.py $(ONLY)
+
+lint: $(STAMP)  ## ruff, and shellcheck where it is installed
+	$(BIN)/ruff check
+	if command -v shellcheck > /dev/null; then shellcheck data_download.sh scripts/*.sh .ci/run; fi
+
+restamp: $(STAMP)  ## write the repository's address from pyproject.toml into badges, set-up cells and links (URL=... to change it)
+	$(BIN)/python scripts/restamp.py $(URL)
+
+clean:  ## remove caches, builds and the demo's results; .venv, data and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache results/demo
+	find madad_lite tests notebooks scripts benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,0 +1,231 @@
+"""The command line: madad demo | phantom | prepare | train | detect | evaluate. Thin: each command calls one function."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import madad_lite
+
+CONTRASTS = ("t1", "t2", "flair", "t1ce")
+LAYOUTS = ("auto", "plain", "ixi", "atlas", "brats", "msd", "cohort", "glioma", "ms")
+
+
+class Refused(Exception):
+    """The user's input cannot be used; the message is shown as it is."""
+
+
+def _settings(pairs: list[str]) -> dict:
+    """["steps=100", "mask_loss=mse"] -> {"steps": 100, "mask_loss": "mse"}."""
+    settings = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise Refused(f"--set wants name=value, not {pair!r}")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key.strip()] = value
+    return settings
+
+
+def _demo(args) -> int:
+    from madad_lite.demo import run_demo
+
+    run_demo(args.out)
+    return 0
+
+
+def _phantom(args) -> int:
+    from madad_lite.phantom import write_cohort
+
+    folder = write_cohort(
+        args.out, normal=args.normal, patients=args.patients, contrasts=tuple(args.contrast), spacing=args.spacing,
+        seed=args.seed, force=args.force,
+    )  # fmt: skip
+    print(f"simulated subjects: {folder}")
+    return 0
+
+
+def _prepare(args) -> int:
+    from madad_lite.data import export_png, prepare_folder
+    from madad_lite.volumes import Grid
+
+    manifest = prepare_folder(
+        args.source, args.out, contrast=args.contrast, layout=args.layout, grid=Grid(spacing=args.spacing, size=args.size),
+        register={"auto": "auto", "yes": True, "no": False}[args.register], seed=args.seed, workers=args.workers,
+        patients_in_train=args.patients_in_train, splits=args.splits,
+    )  # fmt: skip
+    if args.png:
+        export_png(manifest, args.png)
+    counts = ", ".join(f"{len(manifest.scans(s))} {s}" for s in ("train", "val", "test"))
+    print(f"{args.out}: {counts}; {len(manifest.skipped)} skipped")
+    for file, reason in manifest.skipped:
+        print(f"  skipped {reason if str(file) in str(reason) else f'{file}: {reason}'}", file=sys.stderr)
+    return 1 if manifest.skipped else 0
+
+
+def _train(args) -> int:
+    from madad_lite import training
+
+    autoencoder, denoiser = training.RECIPES[args.recipe]
+    changes = _settings(args.set)
+    if args.stage == "autoencoder":
+        run = training.train_autoencoder(args.data, args.out, training.configured(autoencoder, **changes), resume=args.resume)
+    else:
+        if args.autoencoder is None:
+            raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")
+        config = training.configured(denoiser, **changes)
+        run = training.train_denoiser(args.data, args.autoencoder, args.out, config, resume=args.resume)
+    print(f"weights: {run / 'best'} and {run / 'last'}")
+    return 0
+
+
+def _assemble(args) -> int:
+    from madad_lite.data import Manifest
+    from madad_lite.pipeline import load_parts
+
+    if Path(args.out).exists() and not args.force:
+        raise Refused(f"{args.out}: exists already; add --force to replace it")
+    manifest = Manifest.load(args.data)
+    pipe = load_parts(
+        args.autoencoder, args.denoiser, contrast=manifest.contrast, grid=manifest.grid.to_dict(), **_settings(args.set)
+    )
+    if args.half:
+        pipe.autoencoder.half(), pipe.denoiser.half()
+    pipe.save_pretrained(args.out)
+    print(f"pipeline: {args.out}")
+    return 0
+
+
+def _scans(paths: list[str]) -> list[Path]:
+    found = []
+    for path in map(Path, paths):
+        found += sorted(p for p in path.rglob("*") if p.name.endswith((".nii", ".nii.gz"))) if path.is_dir() else [path]
+    if not found:
+        raise Refused(f"{', '.join(paths)}: no NIfTI file (.nii, .nii.gz) there")
+    return found
+
+
+def _detect(args) -> int:
+    from madad_lite.detection import detect
+
+    failed = detect(
+        _scans(args.scan), args.out, weights=args.weights, brain=args.brain, channel=args.channel,
+        register={"auto": "auto", "yes": True, "no": False}[args.register], num_inference_steps=args.steps, eta=args.eta,
+        score=args.score, seed=args.seed, batch_size=args.batch_size, device=args.device, force=args.force,
+    )  # fmt: skip
+    return 1 if failed else 0
+
+
+def _evaluate(args) -> int:
+    from madad_lite.evaluation import evaluate_weights
+    from madad_lite.metrics import table
+    from madad_lite.runs import write_json
+
+    results = evaluate_weights(args.weights, args.data, seed=args.seed, num_inference_steps=args.steps, eta=args.eta, score=args.score)
+    print(table({name: r["test"] for name, r in results["methods"].items()}))
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.out), results)
+        print(f"all numbers: {args.out}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="madad", description="Masked diffusion for unsupervised anomaly detection on brain MRI.")
+    p.add_argument("--version", action="version", version=madad_lite.__version__)
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        c = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        c.set_defaults(run=run)
+        return c
+
+    def reverse(c):
+        c.add_argument("--steps", type=int, default=10, help="reverse steps, at most 10")
+        c.add_argument("--eta", type=float, default=0.5, help="randomness of the reverse process; 0: none")
+        c.add_argument("--score", choices=("image", "latent", "mask"), default="image", help="what the anomaly map measures")
+        c.add_argument("--seed", type=int, default=0)
+
+    c = command("demo", _demo, "the main job end to end on simulated subjects; writes a page with pictures")
+    c.add_argument("--out", default="results/demo")
+
+    c = command("phantom", _phantom, "write a cohort of simulated subjects as NIfTI files")
+    c.add_argument("--out", required=True)
+    c.add_argument("--normal", type=int, default=8)
+    c.add_argument("--patients", type=int, default=4)
+    c.add_argument("--contrast", nargs="+", choices=CONTRASTS, default=["t1"])
+    c.add_argument("--spacing", type=float, default=2.0, help="voxel size in mm")
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--force", action="store_true", help="replace an earlier cohort")
+
+    c = command("prepare", _prepare, "turn a folder of scans into slices on one grid")
+    c.add_argument("source")
+    c.add_argument("--out", required=True)
+    c.add_argument("--contrast", choices=CONTRASTS, default="t1")
+    c.add_argument("--layout", choices=LAYOUTS, default="auto")
+    c.add_argument("--register", choices=("auto", "yes", "no"), default="auto", help="to MNI152; auto: where it is needed")
+    c.add_argument("--spacing", type=float, default=2.0, help="of the slices, mm")
+    c.add_argument("--size", type=int, default=96, help="of the slices, pixels")
+    c.add_argument("--splits", help='JSON file {"train": [subjects], "val": [...], "test": [...]} instead of a random split')
+    c.add_argument("--patients-in-train", action="store_true", help="train on the lesion-free slices of patients too")
+    c.add_argument("--png", help="also write PNG files to this folder")
+    c.add_argument("--workers", type=int, help="processes; default: one a core")
+    c.add_argument("--seed", type=int, default=0)
+
+    c = command("train", _train, "train the autoencoder or the masked denoiser on prepared slices")
+    c.add_argument("stage", choices=("autoencoder", "denoiser"))
+    c.add_argument("--data", nargs="+", required=True, help="prepared folders")
+    c.add_argument("--out", required=True, help="the run's folder")
+    c.add_argument("--autoencoder", help="for the denoiser: folder of the trained autoencoder")
+    c.add_argument("--recipe", choices=("lite", "paper"), default="lite")
+    c.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that differ, such as steps=500 size=XS")
+    c.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+
+    c = command("assemble", _assemble, "join a trained autoencoder and denoiser to a pipeline's folder")
+    c.add_argument("--autoencoder", required=True)
+    c.add_argument("--denoiser", required=True)
+    c.add_argument("--data", required=True, help="a prepared folder: contrast and grid are taken from it")
+    c.add_argument("--out", required=True)
+    c.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="score settings: gamma, squared, sigma, reference, decision_threshold")
+    c.add_argument("--half", action="store_true", help="store in half precision")
+    c.add_argument("--force", action="store_true")
+
+    c = command("detect", _detect, "anomaly maps of scans")
+    c.add_argument("scan", nargs="+", help="NIfTI files, or folders of them")
+    c.add_argument("--out", required=True)
+    c.add_argument("--weights", default="t1", help="a shipped name, a folder, or a hub id")
+    c.add_argument("--brain", help="brain mask of the scan")
+    c.add_argument("--channel", type=int, help="which volume of a 4-D file")
+    c.add_argument("--register", choices=("auto", "yes", "no"), default="auto", help="to MNI152; auto: where it is needed")
+    c.add_argument("--batch-size", type=int, help="slices at once; default: as many as fit")
+    c.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
+    c.add_argument("--force", action="store_true", help="overwrite results")
+    reverse(c)
+
+    c = command("evaluate", _evaluate, "metrics of weights on a prepared folder with lesion masks, beside simple baselines")
+    c.add_argument("--data", nargs="+", required=True, help="prepared folders")
+    c.add_argument("--weights", default="t1", help="a shipped name, a folder, or a hub id")
+    c.add_argument("--out", help="JSON file for all numbers")
+    reverse(c)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (Refused, ValueError, FileNotFoundError, FileExistsError) as error:
+        # ScanError and RunError are ValueErrors: what they say is meant for the user
+        print(f"madad {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"madad {args.command}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

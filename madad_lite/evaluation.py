@@ -1,0 +1,81 @@
+"""Metrics of a pipeline on prepared folders with lesion masks, beside the baselines, thresholds taken from validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from madad_lite import metrics
+from madad_lite.baselines import BASELINES
+from madad_lite.data import SliceDataset
+from madad_lite.pipeline import MadAdPipeline
+
+
+@dataclass
+class LabelledSlices:
+    """All slices of one split, N of them."""
+
+    image: torch.Tensor  # (N, 1, H, W) in [-1, 1]
+    brain: torch.Tensor  # (N, 1, H, W) bool
+    lesion: torch.Tensor  # (N, 1, H, W) bool
+    subjects: np.ndarray  # (N,) the subject of each slice
+
+
+def load_split(data: str | Path | Sequence[str | Path], split: str) -> LabelledSlices:
+    """Every slice of a split, patients and normal subjects."""
+    dataset = SliceDataset(data, split, lesion_free=False)
+    items = [dataset[i] for i in range(len(dataset))]
+    stacked = {k: torch.stack([item[k] for item in items]) for k in ("image", "brain", "lesion")}
+    subjects = np.array([dataset.subjects[item["scan"]] for item in items])
+    return LabelledSlices(**stacked, subjects=subjects)
+
+
+def evaluate_methods(scores: dict[str, dict[str, torch.Tensor]], splits: dict[str, LabelledSlices], *, seed: int = 0) -> dict:
+    """scores: {method: {"val": (N, 1, H, W), "test": ...}} -> {method: {"threshold", "val": metrics, "test": metrics}}.
+
+    The threshold is the one of the best pooled Dice on the validation slices.
+    """
+    results = {}
+    for name, score in scores.items():
+        val, test = splits["val"], splits["test"]
+        threshold = metrics.pooled_max_dice(score["val"], val.lesion, val.brain)[1] if val.lesion.any() else None
+        results[name] = {"threshold": threshold}
+        for split, s in splits.items():
+            results[name][split] = metrics.evaluate(
+                score[split], s.lesion, brain=s.brain, subjects=s.subjects, threshold=threshold, seed=seed, intervals=s is test
+            )
+    return results
+
+
+def evaluate_weights(
+    weights: str | Path | MadAdPipeline,
+    data: str | Path | Sequence[str | Path],
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    **options,  # of MadAdPipeline.__call__
+) -> dict:
+    """MAD-AD and the baselines on the test split. JSON-able: {"methods": {name: ...}, "subjects", "slices", "options"}."""
+    pipe = weights if isinstance(weights, MadAdPipeline) else MadAdPipeline.from_pretrained(weights)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    splits = {s: load_split(data, s) for s in ("val", "test")}
+    if not splits["test"].lesion.any():
+        raise ValueError(f"{data}: no lesion in the test split, so that there is nothing to measure; prepare scans with lesion masks")
+    scores: dict[str, dict[str, torch.Tensor]] = {"MAD-AD": {}, **{name: {} for name in BASELINES}}
+    for split, s in splits.items():
+        generator = torch.Generator().manual_seed(seed)
+        scores["MAD-AD"][split] = pipe(s.image, brain=s.brain, generator=generator, progress=progress, **options).anomaly_map
+        for name, method in BASELINES.items():
+            scores[name][split] = method(pipe, s.image, s.brain)
+    return {
+        "weights": weights if isinstance(weights, str) else type(weights).__name__,
+        "seed": seed,
+        "options": options,
+        "subjects": {k: int(len(set(s.subjects))) for k, s in splits.items()},
+        "slices": {k: len(s.image) for k, s in splits.items()},
+        "methods": evaluate_methods(scores, splits, seed=seed),
+    }

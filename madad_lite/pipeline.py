@@ -1,0 +1,200 @@
+"""MadAdPipeline: a scan or slices in, an anomaly map out, in the layout of diffusers' pipelines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from tqdm.auto import tqdm
+
+from madad_lite import latent, scoring
+from madad_lite.diffusion import ReverseResult, selective_reverse
+from madad_lite.model import Denoiser
+from madad_lite.volumes import Grid, PreparedScan, prepare_volume, return_to_scan
+
+WEIGHTS = Path(__file__).parent / "weights"  # the shipped models
+
+
+def shipped() -> list[str]:
+    """Names of the shipped weights."""
+    return sorted(p.parent.name for p in WEIGHTS.glob("*/model_index.json"))
+
+
+@dataclass
+class MadAdOutput(BaseOutput):
+    """Maps and pictures of N slices; S executed steps. Float32 on the CPU."""
+
+    anomaly_map: torch.Tensor  # (N, 1, H, W) in [0, 1]
+    healed: torch.Tensor  # (N, 1, H, W) in [-1, 1], the decoded healed latent
+    reconstruction: torch.Tensor  # (N, 1, H, W) in [-1, 1], the decoded latent before healing
+    image: torch.Tensor  # (N, 1, H, W) in [-1, 1], the scan itself
+    brain: torch.Tensor  # (N, 1, H, W) bool
+    mask_probability: torch.Tensor  # (S, N, 1, h, w) in [0, 1], chance of "noised" at each step
+    replaced: torch.Tensor  # (S, N, 1, h, w) bool, the cells replaced at each step
+    trajectory: torch.Tensor  # (S + 1, N, C, h, w), the latent before each step and the last one
+    timesteps: torch.Tensor  # (S,)
+    prepared: PreparedScan | None = None  # of a scan: where its slices lie
+
+    def to_nifti(self, field: str = "anomaly_map"):
+        """A field as a nibabel image on the scan's own grid and affine; pictures in the scan's own intensities."""
+        if self.prepared is None:
+            raise ValueError("slices were given, not a scan: there is no scan to return to")
+        values = getattr(self, field)[:, 0].numpy()
+        if field in ("healed", "reconstruction", "image"):
+            values = self.prepared.geometry.to_intensity(values)
+        return return_to_scan(values, self.prepared.geometry)
+
+
+class MadAdPipeline(DiffusionPipeline):
+    """Encoder, denoiser and schedule, and how scans are prepared and scored.
+
+    `MadAdPipeline.from_pretrained("t1")` takes a shipped name, a folder, or a hub id.
+    """
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        denoiser: Denoiser,
+        scheduler: DDIMScheduler,
+        contrast: str = "t1",
+        grid: dict | None = None,  # of the slices that it was trained on, see volumes.Grid
+        gamma: float = 0.2,  # score: differences are clipped at gamma (paper: 0.2, squared; authors' code: 0.25, absolute)
+        squared: bool = True,
+        sigma: float = 2.0,  # score: Gaussian smoothing in pixels
+        reference: str = "reconstruction",  # compare the healed slice with the decoded latent, or with the "input" (paper)
+        decision_threshold: float | None = None,  # of the anomaly map; from validation data
+    ):
+        super().__init__()
+        self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
+        self.register_to_config(
+            contrast=contrast, grid=grid or Grid().to_dict(), gamma=gamma, squared=squared, sigma=sigma, reference=reference,
+            decision_threshold=decision_threshold,
+        )  # fmt: skip
+        self.set_progress_bar_config(disable=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> MadAdPipeline:
+        name = str(pretrained_model_name_or_path)
+        if (WEIGHTS / name / "model_index.json").exists():
+            name = str(WEIGHTS / name)
+        elif not (Path(name) / "model_index.json").exists() and (Path(name).exists() or name.count("/") != 1):
+            raise ValueError(
+                f"{name}: neither a shipped model ({', '.join(shipped())}), nor a folder with a model_index.json, nor a hub id"
+            )
+        # shipped in half precision to stay small, computed in single
+        return super().from_pretrained(name, **{"torch_dtype": torch.float32, **kwargs})
+
+    def prepare(self, scan: str | os.PathLike, **options) -> PreparedScan:
+        """The scan's slices on this model's grid; `options` as of volumes.prepare_volume."""
+        return prepare_volume(scan, grid=Grid.from_dict(self.config.grid), **options)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Slices (N, 1, H, W) -> latents (N, C, h, w), the posterior's mode."""
+        return latent.encode(self.autoencoder, images.to(self.device)).cpu()
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
+        """Latents (N, C, h, w) -> slices (N, 1, H, W) in [-1, 1]."""
+        parts = [latent.decode(self.autoencoder, z.to(self.device)).clamp(-1, 1).float().cpu() for z in latents.split(batch_size)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        scan: str | os.PathLike | PreparedScan | torch.Tensor | np.ndarray | Sequence,
+        *,
+        brain: torch.Tensor | np.ndarray | str | os.PathLike | None = None,
+        num_inference_steps: int = 10,
+        eta: float = 0.5,  # the authors' value; 0: no randomness at all
+        mask_threshold: float = 0.5,
+        score: str = "image",
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,  # slices at once; None: as many as fit
+        progress: bool = True,
+        **prepare_options,
+    ) -> MadAdOutput:
+        """Heal a scan and score the difference.
+
+        scan: path of a NIfTI file, a PreparedScan, or slices (N, 1, H, W) in [-1, 1], background -1. brain: mask file of the
+        scan, or (N, 1, H, W) mask of the slices (default: where they are not background). score: "image" (default),
+        "latent" or "mask". The result does not depend on the batch size; with eta > 0 give a generator to repeat it.
+        """
+        if score not in ("image", "latent", "mask"):
+            raise ValueError(f'score is "image", "latent" or "mask", not {score!r}')
+        prepared = None
+        if isinstance(scan, (str, os.PathLike)):
+            scan = self.prepare(scan, brain=brain, **prepare_options)
+        if isinstance(scan, PreparedScan):
+            prepared, images, brain = scan, torch.from_numpy(scan.image)[:, None], torch.from_numpy(scan.brain)[:, None]
+        else:
+            images = torch.as_tensor(np.asarray(scan), dtype=torch.float32)
+            images = images[:, None] if images.ndim == 3 else images
+            if images.ndim != 4 or images.shape[1] != 1:
+                raise ValueError(f"slices must be (N, 1, H, W), not {tuple(images.shape)}")
+            if not torch.isfinite(images).all() or images.min() < -1.001 or images.max() > 1.001:
+                raise ValueError("slices must be finite and within [-1, 1]; prepare_volume makes such slices from a scan")
+            brain = images > -1 if brain is None else torch.as_tensor(np.asarray(brain)).bool().view(images.shape)
+        z0, result = self._heal(images, num_inference_steps, eta, mask_threshold, generator, batch_size, progress)
+        reconstruction, healed = self.decode(z0), self.decode(result.latent)
+        reconstruction, healed = (torch.where(brain, x, -1.0) for x in (reconstruction, healed))
+        size, sigma = tuple(images.shape[-2:]), self.config.sigma
+        if score == "image":
+            reference = images if self.config.reference == "input" else reconstruction
+            anomaly_map = scoring.image_difference(
+                healed, reference, gamma=self.config.gamma, squared=self.config.squared, sigma=sigma, brain=brain
+            )
+        elif score == "latent":
+            anomaly_map = scoring.latent_difference(result.latent, z0, size=size, sigma=sigma, brain=brain)
+        else:
+            anomaly_map = scoring.mean_predicted_mask(result.mask_probability, size=size, sigma=sigma, brain=brain)
+        return MadAdOutput(
+            anomaly_map=anomaly_map, healed=healed, reconstruction=reconstruction, image=images, brain=brain,
+            mask_probability=result.mask_probability, replaced=result.replaced, trajectory=result.trajectory,
+            timesteps=result.timesteps, prepared=prepared,
+        )  # fmt: skip
+
+    def _heal(self, images, steps, eta, threshold, generator, batch_size, progress) -> tuple[torch.Tensor, ReverseResult]:
+        batches = images.split(batch_size or self._fitting_batch(images))
+        encoded, parts = [], []
+        bar = tqdm(total=len(images) * steps, desc="healing", unit="slice-step", disable=not progress, leave=False)
+        for batch in batches:
+            z0 = self.encode(batch).float()
+            # drawn slice by slice, so that the batch size does not matter
+            noise = None
+            if eta > 0:
+                draws = [torch.randn(steps, *z0.shape[1:], generator=generator, device=generator.device if generator else "cpu") for _ in z0]
+                noise = torch.stack(draws, 1).to(self.device)  # (S, N, C, h, w)
+            result = selective_reverse(
+                self.denoiser, z0.to(self.device), self.scheduler, num_inference_steps=steps, eta=eta, threshold=threshold,
+                step_noise=noise, on_step=lambda n=len(batch): bar.update(n),
+            )  # fmt: skip
+            encoded.append(z0)
+            parts.append(result)
+        bar.close()
+        joined = {k: torch.cat([getattr(p, k).cpu() for p in parts], 1) for k in ("mask_probability", "replaced", "trajectory")}
+        return torch.cat(encoded), ReverseResult(
+            latent=torch.cat([p.latent.cpu() for p in parts]), timesteps=parts[0].timesteps.cpu(), **joined
+        )
+
+    def _fitting_batch(self, images: torch.Tensor) -> int:
+        """Slices whose widest layer, a dozen times over, fits in half of the GPU's free memory; on a CPU in 1 GiB."""
+        width = self.autoencoder.config.block_out_channels[0] / latent.folding(self.autoencoder) ** 2
+        one = images[0].numel() * width * 4 * 12  # bytes
+        room = torch.cuda.mem_get_info()[0] / 2 if self.device.type == "cuda" else 2**30
+        return int(min(256, max(1, room // one)))
+
+
+def load_parts(autoencoder: str | os.PathLike, denoiser: str | os.PathLike, **settings) -> MadAdPipeline:
+    """A pipeline from the folders that the two trainings wrote (their `best/`)."""
+    from madad_lite.diffusion import make_scheduler
+
+    return MadAdPipeline(
+        AutoencoderKL.from_pretrained(autoencoder), Denoiser.from_pretrained(denoiser), make_scheduler(), **settings
+    )

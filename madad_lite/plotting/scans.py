@@ -1,0 +1,279 @@
+"""Pictures of scans, healed scans and anomaly maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Patch
+
+from .canvas import (
+    CELLS,
+    DPI,
+    FALSE,
+    HIT,
+    MISSED,
+    TRUTH,
+    colour_bar,
+    contour,
+    heading,
+    one_slice,
+    paint_cells,
+    row_label,
+    show,
+    show_map,
+    stack,
+    tiles,
+    truth_note,
+)
+
+
+def slice_names(out) -> list[str]:
+    """A short name for each slice: its height in MNI space ("z = +12 mm") if known, else its number."""
+    prepared = getattr(out, "prepared", None)
+    if prepared is None:
+        return [f"slice {i}" for i in range(len(out.image))]
+    geometry = prepared.geometry
+    z0, step = geometry.grid.affine[2][3], geometry.grid.affine[2][2]
+    return [f"z = {z0 + step * k:+.0f} mm" for k in geometry.slice_index]
+
+
+def slice_grid(images, titles=None, columns: int = 8, overlay=None, truth=None, vmax: float = 1.0):
+    """Many slices side by side.
+
+    images: (N, H, W) or (N, 1, H, W) in [-1, 1]. titles: N strings. overlay: scores of the same shape in [0, vmax],
+    drawn on top. truth: masks of the same shape, outlined in cyan.
+    """
+    images = stack(images)
+    n = len(images)
+    columns = max(1, min(columns, n))
+    overlay = None if overlay is None else stack(overlay, "overlay")
+    truth = None if truth is None else stack(truth, "truth")
+    if titles is not None and len(titles) != n:
+        raise ValueError(f"{len(titles)} titles for {n} slices")
+    rows, right = -(-n // columns), 0.0 if overlay is None else 0.6
+    tile = min(1.6, 9.5 / columns)
+    fig, axes = tiles(rows, columns, images.shape[1:], tile=tile, head=0.22 if titles is not None else 0, right=right)
+    for i, ax in enumerate(axes.flat):
+        if i >= n:
+            ax.set_visible(False)
+            continue
+        title = None if titles is None else str(titles[i])
+        if overlay is None:
+            show(ax, images[i], title)
+        else:
+            mappable = show_map(ax, images[i], overlay[i], vmax, title)
+        if truth is not None:
+            contour(ax, truth[i])
+    if overlay is not None:
+        colour_bar(fig, mappable, axes[0, -1], "anomaly score")
+    return fig
+
+
+def overlay(image, score, truth=None, *, vmax: float = 1.0, title: str | None = None):
+    """One slice with its anomaly map on top and, if given, the true lesion outlined. All (H, W)."""
+    image, score = one_slice(image), one_slice(score, "score")
+    fig, axes = tiles(1, 1, image.shape, tile=3.6, head=0.3, right=0.7, bottom=0.3 if truth is not None else 0.05)
+    mappable = show_map(axes[0, 0], image, score, vmax, title or "anomaly map over the scan")
+    colour_bar(fig, mappable, axes[0, 0], "anomaly score")
+    if truth is not None:
+        contour(axes[0, 0], one_slice(truth, "truth"))
+        truth_note(axes[0, 0])
+    return fig
+
+
+def detection_figure(out, index: int, truth=None, *, vmax: float = 1.0):
+    """Everything the pipeline says about one slice, left to right.
+
+    out: the pipeline's output. index: which of its N slices. truth: (H, W) mask of the true lesion, if known.
+    """
+    scan, decoded = one_slice(out.image[index]), one_slice(out.reconstruction[index])
+    healed, score = one_slice(out.healed[index]), one_slice(out.anomaly_map[index])
+    fig, axes = tiles(1, 5, scan.shape, tile=1.85, head=0.42, right=0.65, top=0.32, bottom=0.22)
+    heading(fig, slice_names(out)[index])
+    show(axes[0, 0], scan, "scan")
+    show(axes[0, 1], decoded, "reconstruction\n(encoded and decoded)")
+    show(axes[0, 2], healed, "healed\n(after the reverse process)")
+    show(axes[0, 3], score, "anomaly map", cmap="magma", vmin=0, vmax=vmax)
+    mappable = show_map(axes[0, 4], scan, score, vmax, "anomaly map\nover the scan")
+    colour_bar(fig, mappable, axes[0, 4], "anomaly score")
+    if truth is not None:
+        for ax in (axes[0, 3], axes[0, 4]):
+            contour(ax, one_slice(truth, "truth"))
+            truth_note(ax)
+    return fig
+
+
+def threshold_figure(image, score, threshold: float, truth=None, *, vmax: float = 1.0):
+    """What a threshold makes of an anomaly map: scan, map, and the voxels above the threshold. All (H, W).
+
+    With `truth`, the voxels are coloured by hit, false alarm and miss, and the Dice coefficient of the slice is given.
+    """
+    image, score = one_slice(image), one_slice(score, "score")
+    found = score > threshold
+    fig, axes = tiles(1, 3, image.shape, tile=2.9, head=0.45, bottom=0.3, gap=0.12)
+    show(axes[0, 0], image, "scan")
+    show(axes[0, 1], score, "anomaly map", cmap="magma", vmin=0, vmax=vmax)
+    if truth is None:
+        show(axes[0, 2], image, f"score > {threshold:.2f}: {int(found.sum())} voxels")
+        paint_cells(axes[0, 2], found, FALSE)
+        return fig
+    lesion = one_slice(truth, "truth") > 0.5
+    total = found.sum() + lesion.sum()
+    dice = f"Dice = {2 * (found & lesion).sum() / total:.2f}" if total else "no lesion, and none found"
+    show(axes[0, 2], image, f"score > {threshold:.2f}\n{dice}")
+    for mask, colour in ((found & lesion, HIT), (found & ~lesion, FALSE), (lesion & ~found, MISSED)):
+        paint_cells(axes[0, 2], mask, colour, alpha=1.0)
+    for ax in axes[0, :2]:
+        contour(ax, lesion)
+    truth_note(axes[0, 0])
+    colours = (("hit", HIT), ("false alarm", FALSE), ("missed", MISSED))
+    handles = [Patch(facecolor=colour, edgecolor="0.6", label=text) for text, colour in colours]
+    axes[0, 2].legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False, fontsize=8
+    )
+    return fig
+
+
+def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int = 4):
+    """One page about one scan: its most suspicious slices, the score along the brain, and the whole volume.
+
+    out: the pipeline's output for a volume. name: the heading. truth: (N, H, W) lesion masks, outlined if given.
+    """
+    images, scores, healed = stack(out.image), stack(out.anomaly_map), stack(out.healed)
+    truth = None if truth is None else stack(truth, "truth")
+    names, per_slice = slice_names(out), scores.sum((1, 2))
+    shown = sorted(_apart(per_slice, columns))
+    strip = np.unique(np.linspace(0, len(images) - 1, min(20, len(images))).round().astype(int))
+    columns, aspect = len(shown), images.shape[1] / images.shape[2]
+    tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75, 1.2
+    strip_rows = -(-len(strip) // 10)
+    below = curve + 1.15 + strip_rows * (small * aspect + 0.22)
+    fig, axes = tiles(
+        3, columns, images.shape[1:], tile=tile, head=0.0, left=left, right=right + (4 - columns) * (tile + 0.05),
+        top=0.85, bottom=below,
+    )  # fmt: skip
+    width, height = fig.get_size_inches()
+    heading(fig, name)
+    fig.text(
+        0.01,
+        1 - 0.34 / height,
+        f"The {columns} most anomalous of {len(images)} slices. The patient's left is on the left.",
+        fontsize=9,
+        va="top",
+    )
+    for column, i in enumerate(shown):
+        show(axes[0, column], images[i], names[i])
+        show(axes[1, column], healed[i])
+        mappable = show_map(axes[2, column], images[i], scores[i], vmax)
+        if truth is not None:
+            contour(axes[2, column], truth[i])
+    for row, text in enumerate(("scan", "healed\n(as if normal)", "anomaly map\nover the scan")):
+        row_label(axes[row, 0], text)
+    colour_bar(fig, mappable, axes[2, -1], "anomaly score")
+    if truth is not None:
+        truth_note(axes[2, 0])
+
+    ax = fig.add_axes((left / width, (below - curve - 0.4) / height, 1 - (left + right) / width, curve / height))
+    ax.fill_between(np.arange(len(images)), per_slice, color="0.85")
+    ax.plot(per_slice, color="0.2", lw=1.2)
+    ax.plot(shown, per_slice[shown], "o", color=CELLS, ms=6)
+    ax.set_title("Anomaly score summed over each slice, from bottom to top of the head (dots: slices above)",
+                 fontsize=9, loc="left", pad=4)  # fmt: skip
+    ticks = strip[:: max(1, len(strip) // 6)]
+    ax.set_xticks(ticks, [names[i].replace("slice ", "") for i in ticks])
+    ax.tick_params(labelsize=8)
+    ax.set(xlim=(0, max(1, len(images) - 1)), ylim=(0, max(float(per_slice.max()) * 1.1, 1e-6)))
+    ax.spines[["top", "right"]].set_visible(False)
+
+    for place, i in enumerate(strip):
+        row, column = divmod(place, 10)
+        y = below - curve - 1.1 - (row + 1) * (small * aspect + 0.2)
+        box = ((0.1 + column * (small + 0.03)) / width, y / height, small / width, small * aspect / height)
+        ax = fig.add_axes(box)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        show_map(ax, images[i], scores[i], vmax)
+        ax.set_title(names[i].replace("z = ", ""), fontsize=7, pad=2)
+        if truth is not None:
+            contour(ax, truth[i])
+    fig.text(0.1 / width, (below - curve - 0.95) / height, "The whole volume", fontsize=9)
+    return fig
+
+
+def _apart(values, n: int) -> list[int]:
+    """Indices of the n largest values, kept apart from each other so that they do not all show the same spot."""
+    order, distance = np.argsort(-np.asarray(values), kind="stable"), max(1, len(values) // 20)
+    chosen: list[int] = []
+    while len(chosen) < min(n, len(values)):
+        for i in order:
+            if len(chosen) < n and all(abs(int(i) - j) >= distance for j in chosen):
+                chosen.append(int(i))
+        distance -= 1
+    return chosen
+
+
+def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vmax: float = 1.0):
+    """A volume in three planes, with a cross where they meet.
+
+    scan: a NIfTI image or its path. overlay: an anomaly map or mask on the same grid (image or path). point: (x, y, z)
+    in the scan's own world mm; by default where the overlay is highest, else the centre of the brain.
+    """
+    import nibabel as nib
+    from nibabel.affines import apply_affine, voxel_sizes
+
+    def load(volume):
+        volume = nib.load(volume) if isinstance(volume, (str, Path)) else volume
+        volume = nib.as_closest_canonical(volume)  # RAS: axes run to the right, the front and the top
+        return volume, np.asarray(volume.dataobj, dtype=np.float32)
+
+    image, data = load(scan)
+    score = None
+    if overlay is not None:
+        score = load(overlay)[1]
+        if score.shape != data.shape:
+            raise ValueError(f"overlay of shape {score.shape} over a scan of shape {data.shape}: not the same grid")
+    inside = data > np.percentile(data, 1) if data.min() != 0 else data > 0
+    if point is not None:
+        centre = apply_affine(np.linalg.inv(image.affine), point)
+    elif score is not None and score.max() > 0:
+        peak = np.argwhere(
+            score >= 0.99 * score.max()
+        )  # a mask or a clipped map is highest in many places: their middle
+        centre = peak[((peak - peak.mean(0)) ** 2).sum(1).argmin()]
+    else:
+        centre = np.argwhere(inside).mean(0) if inside.any() else np.array(data.shape) / 2
+    centre = np.clip(np.round(centre), 0, np.array(data.shape) - 1).astype(int)
+    low, high = (min(0.0, float(data.min())), float(np.percentile(data[inside], 99.5))) if inside.any() else (0.0, 1.0)
+
+    size = voxel_sizes(image.affine) * data.shape  # mm: the planes are drawn in millimetres
+    planes = (("sagittal", 0, 1, 2), ("coronal", 1, 0, 2), ("axial", 2, 0, 1))  # name, cut axis, right, up
+    scale = 9.0 / sum(size[right] for _, _, right, _ in planes)
+    height = scale * max(size[up] for *_, up in planes)
+    width, total = 9.0 + 0.2 + (0.7 if score is not None else 0), height + 0.8
+    fig = plt.figure(figsize=(width, total), dpi=DPI)
+    plt.close(fig)
+    x, mm = 0.0, apply_affine(image.affine, centre)
+    for name, cut, right, up in planes:
+        wide, high_mm = scale * size[right], scale * size[up]
+        ax = fig.add_axes((x / width, (0.05 + (height - high_mm) / 2) / total, wide / width, high_mm / total))
+        x += wide + 0.1
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        frame = {"origin": "lower", "extent": (0, data.shape[right], 0, data.shape[up]), "aspect": "auto"}
+        picture = np.take(data, centre[cut], axis=cut).T
+        show(ax, picture, f"{name}, {'xyz'[cut]} = {mm[cut]:.0f} mm", vmin=low, vmax=high, **frame)
+        if score is not None:
+            part = np.take(score, centre[cut], axis=cut).T
+            alpha = np.clip(2 * part / vmax, 0, 1) * 0.75
+            mappable = ax.imshow(part, cmap="magma", vmin=0, vmax=vmax, alpha=alpha, interpolation="nearest", **frame)
+        ax.axvline(centre[right] + 0.5, color=TRUTH, lw=0.5, alpha=0.6)
+        ax.axhline(centre[up] + 0.5, color=TRUTH, lw=0.5, alpha=0.6)
+        for place, letter in ((0.02, "L" if right == 0 else "P"), (0.98, "R" if right == 0 else "A")):
+            ax.text(place, 0.5, letter, transform=ax.transAxes, color="white", fontsize=9, va="center",
+                    ha="left" if place < 0.5 else "right")  # fmt: skip
+    if score is not None:
+        colour_bar(fig, mappable, ax, "anomaly score")
+    heading(fig, title or "Three planes through one point")
+    return fig

@@ -1,0 +1,322 @@
+"""NIfTI in and out: a scan's axial slices on one grid in MNI152 space, and maps back onto the scan's own grid.
+
+Coordinates are carried by affines from end to end, so that orientation and voxel size need no special cases:
+
+    scan voxel --scan_affine--> scan mm --to_mni--> MNI152 mm --inverse of grid.affine--> grid voxel
+
+and each direction interpolates once. Slices: (n, H, W), inferior to superior; rows from anterior to posterior, columns from
+the patient's left to right; float32 in [-1, 1], background exactly -1.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+ALREADY_THERE = 0.9  # Dice of the brain masks above which a scan counts as lying in MNI space already
+LARGEST_BRAIN_ML = 2500  # more than that inside the background's edge is a head, not a stripped brain
+SMALLEST_BRAIN_ML = 100
+
+
+class ScanError(ValueError):
+    """A file that cannot be used. The message is one line that begins with the file's name."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of the slices, isotropic, in MNI152 mm. In plane it is centred on x = 0, y = -18."""
+
+    spacing: float = 2.0  # mm
+    size: int = 96  # pixels along both sides of a slice
+    z_range: tuple[float, float] = (-62.0, 80.0)  # mm, of the lowest and the highest slice
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.size, self.size, int(round((self.z_range[1] - self.z_range[0]) / self.spacing)) + 1
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4): voxel of the RAS grid -> MNI mm."""
+        affine = np.diag([self.spacing] * 3 + [1.0])
+        half = (self.size - 1) / 2 * self.spacing
+        affine[:3, 3] = -half, -18.0 - half, self.z_range[0]
+        return affine
+
+    def to_dict(self) -> dict:
+        return {"spacing": self.spacing, "size": self.size, "z_range": list(self.z_range)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Grid:
+        return cls(float(values["spacing"]), int(values["size"]), tuple(float(z) for z in values["z_range"]))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything that is needed to go back from slices to the scan."""
+
+    scan_shape: tuple[int, int, int]
+    scan_affine: np.ndarray  # (4, 4) scan voxel -> scan mm
+    to_mni: np.ndarray  # (4, 4) scan mm -> MNI mm
+    grid: Grid
+    slice_index: tuple[int, ...]  # z of each kept slice in the grid
+    intensity: tuple[float, float] = (0.0, 1.0)  # (offset, median): value = offset + median * (x + 1)
+
+    def to_intensity(self, slices: np.ndarray) -> np.ndarray:
+        """Slices in [-1, 1] in the scan's own intensities."""
+        offset, median = self.intensity
+        return offset + median * (np.asarray(slices) + 1)
+
+    def to_dict(self) -> dict:
+        return {
+            "scan_shape": [int(n) for n in self.scan_shape], "scan_affine": np.asarray(self.scan_affine).tolist(),
+            "to_mni": np.asarray(self.to_mni).tolist(), "grid": self.grid.to_dict(),
+            "slice_index": [int(k) for k in self.slice_index], "intensity": [float(v) for v in self.intensity],
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Geometry:
+        return cls(
+            tuple(values["scan_shape"]), np.array(values["scan_affine"]), np.array(values["to_mni"]),
+            Grid.from_dict(values["grid"]), tuple(values["slice_index"]), tuple(values["intensity"]),
+        )  # fmt: skip
+
+
+@dataclass
+class PreparedScan:
+    image: np.ndarray  # (n, H, W) float32 in [-1, 1]
+    brain: np.ndarray  # (n, H, W) bool
+    lesion: np.ndarray | None  # (n, H, W) bool
+    geometry: Geometry
+
+
+def load_volume(path: str | os.PathLike, channel: int | None = None) -> nib.Nifti1Image:
+    """A checked 3-D float32 volume. `channel` picks one volume of a 4-D file. ScanError for whatever cannot be used."""
+    path = Path(path)
+    if not path.is_file():
+        raise ScanError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ScanError(f"{path}: the file is empty")
+    try:
+        image = nib.load(path)
+        data = np.asarray(image.dataobj, dtype=np.float32)  # applies the header's scaling
+    except Exception as error:  # nibabel, gzip and zlib each have their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ScanError(f"{path}: cannot be read as NIfTI, not such a file or truncated ({reason})") from None
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    if data.ndim == 4:
+        if channel is None:
+            raise ScanError(f"{path}: holds {data.shape[3]} volumes where one is meant; say which one (--channel)")
+        if not 0 <= channel < data.shape[3]:
+            raise ScanError(f"{path}: has no channel {channel}, only 0 to {data.shape[3] - 1}")
+        data = data[..., channel]
+    if data.ndim != 3 or min(data.shape) < 2:
+        raise ScanError(f"{path}: must be a 3-D volume, its shape is {tuple(data.shape)}")
+    if not np.isfinite(data).all():
+        raise ScanError(f"{path}: holds NaN or infinite values; repair them (say with numpy.nan_to_num) and save it again")
+    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
+        raise ScanError(f"{path}: its affine has no volume, so that nothing can be placed in space")
+    return nib.Nifti1Image(data, image.affine)
+
+
+@lru_cache(maxsize=4)
+def template(kind: str = "t1") -> nib.Nifti1Image:
+    """The MNI152 2009a template that nilearn ships, 1 mm: "t1", "gm", "wm" (0..255) or "brain" (0/1)."""
+    import nilearn
+
+    name = "t1" if kind == "brain" else kind
+    file = Path(nilearn.__file__).parent / "datasets" / "data" / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+    image = nib.load(file)
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    return nib.Nifti1Image((data > 0).astype(np.float32) if kind == "brain" else data, image.affine)
+
+
+def _resample(data: np.ndarray, voxel: np.ndarray, shape: tuple[int, ...], order: int = 1) -> np.ndarray:
+    """data at the places that `voxel` (4, 4) maps the target's voxels to; 0 outside."""
+    return ndimage.affine_transform(data, voxel[:3, :3], voxel[:3, 3], shape, order=order)
+
+
+def _voxel_sizes(affine: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _blurred(data: np.ndarray, affine: np.ndarray, spacing: float) -> np.ndarray:
+    """Smoothed to what a grid of `spacing` mm can hold, along the axes that are finer: no aliasing, the others stay sharp."""
+    ratio = spacing / _voxel_sizes(affine)
+    sigma = np.where(ratio > 1.05, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355, 0)
+    return ndimage.gaussian_filter(data, sigma) if sigma.any() else data
+
+
+def register_to_mni(image: nib.Nifti1Image) -> np.ndarray:
+    """Affine registration to the MNI152 template with SimpleITK: (4, 4), scan mm -> MNI mm. A few seconds.
+
+    Mattes mutual information, so that the contrast does not matter; all voxels at 4 mm, so that nothing is random.
+    ImportError without SimpleITK (extra `prep`); RuntimeError if it does not succeed.
+    """
+    try:
+        import SimpleITK as sitk
+    except ImportError:
+        raise ImportError('registration needs SimpleITK: pip install "madad-lite[prep]"; or turn it off (register=False)') from None
+    from nibabel.processing import resample_to_output
+
+    def itk(volume: nib.Nifti1Image) -> sitk.Image:
+        # resample_to_output gives RAS axes along the world's, so that no direction matrix is needed
+        smooth = nib.Nifti1Image(_blurred(np.asarray(volume.dataobj, np.float32), volume.affine, 4.0), volume.affine)
+        coarse = resample_to_output(smooth, 4.0, order=1)
+        result = sitk.GetImageFromArray(np.asarray(coarse.dataobj, np.float32).transpose(2, 1, 0))
+        result.SetSpacing([4.0] * 3)
+        result.SetOrigin([float(v) for v in coarse.affine[:3, 3]])
+        return result
+
+    fixed, moving = itk(template("t1")), itk(image)
+    transform = sitk.AffineTransform(
+        sitk.CenteredTransformInitializer(
+            fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
+        )
+    )
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.NONE)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(learningRate=1.0, minStep=1e-3, numberOfIterations=100)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    method.Execute(fixed, moving)
+    matrix, centre = np.array(transform.GetMatrix()).reshape(3, 3), np.array(transform.GetCenter())
+    to_scan = np.eye(4)  # MNI mm -> scan mm; ITK turns about the centre
+    to_scan[:3, :3] = matrix
+    to_scan[:3, 3] = np.array(transform.GetTranslation()) + centre - matrix @ centre
+    if not 0.3 < np.linalg.det(matrix) < 3:
+        raise RuntimeError("the registration did not find the brain")
+    return np.linalg.inv(to_scan)
+
+
+def _largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected component, holes filled: specks at the edge go."""
+    parts, n = ndimage.label(mask)
+    if n > 1:
+        mask = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
+    return ndimage.binary_fill_holes(mask)
+
+
+def _stripped_brain(data: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
+    """Where a constant background ends; None for a scan that still has its skull."""
+    corners = data[np.ix_(*[[0, -1]] * 3)].ravel()
+    values, counts = np.unique(corners, return_counts=True)
+    inside = data != values[counts.argmax()]
+    if inside.mean() > 0.9:  # no constant background: air with noise
+        return None
+    mask = _largest_part(inside)
+    return None if mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000 > LARGEST_BRAIN_ML else mask
+
+
+def mask_overlap(brain: np.ndarray, affine: np.ndarray, to_mni: np.ndarray, grid: Grid = Grid()) -> float:
+    """Dice coefficient of a scan's brain mask with the template's, on the grid."""
+    reference = template("brain")
+    theirs = _resample(np.asarray(reference.dataobj), np.linalg.inv(reference.affine) @ grid.affine, grid.shape) > 0.5
+    ours = _resample(brain.astype(np.float32), np.linalg.inv(to_mni @ affine) @ grid.affine, grid.shape) > 0.5
+    return float(2 * (theirs & ours).sum() / max(1, theirs.sum() + ours.sum()))
+
+
+def _load_mask(path: str | os.PathLike, scan: Path, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.asarray(load_volume(path).dataobj) > 0
+    if mask.shape != shape:
+        raise ScanError(f"{path}: the mask's shape {mask.shape} is not the shape {shape} of {scan.name}")
+    return mask
+
+
+def _to_slices(volume: np.ndarray) -> np.ndarray:
+    """(x, y, z) RAS -> (z, rows from anterior to posterior, columns from left to right)."""
+    return np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1])
+
+
+def prepare_volume(
+    image: str | os.PathLike,
+    *,
+    brain: str | os.PathLike | None = None,
+    lesion: str | os.PathLike | None = None,
+    channel: int | None = None,
+    grid: Grid = Grid(),
+    register: bool | str = "auto",
+    min_brain: float = 0.05,
+) -> PreparedScan:
+    """A scan's slices: registered to MNI152, stripped, normalised, cut.
+
+    brain: a mask file. Without one the brain is where a constant background ends; a scan with its skull gets the template's
+        brain after registration.
+    register: True; False (the scan's affine is trusted to be MNI152 already); "auto": only where the brain mask does not yet
+        overlap the template's with a Dice of at least 0.9.
+    min_brain: slices with a smaller share of brain pixels are left out.
+
+    Intensities: x = clip(v / median - 1, -1, 1) with the median inside the brain, so that a lesion of any size or brightness
+    hardly moves the scale. Scans with negative values inside the brain (z-scored ones) are first shifted by their 0.5 percentile.
+    """
+    path = Path(image)
+    scan = load_volume(path, channel)
+    data, affine = np.asarray(scan.dataobj), scan.affine
+    if data.min() == data.max():
+        raise ScanError(f"{path}: all its voxels have the same value")
+    mask = _load_mask(brain, path, data.shape) if brain is not None else _stripped_brain(data, affine)
+    lesions = None if lesion is None else _load_mask(lesion, path, data.shape)
+    if mask is not None and mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000 < SMALLEST_BRAIN_ML:
+        raise ScanError(f"{path}: no brain found in it (less than {SMALLEST_BRAIN_ML} mL inside the mask or the background)")
+    to_mni = np.eye(4)
+    if register is True or (register == "auto" and (mask is None or mask_overlap(mask, affine, to_mni, grid) < ALREADY_THERE)):
+        try:
+            to_mni = register_to_mni(scan if mask is None else nib.Nifti1Image(np.where(mask, data, 0), affine))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ScanError(f"{path}: cannot be registered to MNI152 ({reason}); register it by hand and use register=False") from None
+    if mask is None:
+        reference = template("brain")
+        to_template = np.linalg.inv(reference.affine) @ to_mni @ affine
+        mask = _resample(np.asarray(reference.dataobj), to_template, data.shape) > 0.5
+        if not mask.any():
+            raise ScanError(f"{path}: no brain found in it; give a brain mask")
+    offset = float(np.percentile(data[mask], 0.5)) if data[mask].min() < 0 else 0.0
+    values = np.where(mask, np.maximum(data - offset, 0), 0)
+    median = float(np.median(values[mask]))
+    if median <= 0:
+        raise ScanError(f"{path}: no brain found in it (the median inside the mask is not above 0)")
+    to_scan = np.linalg.inv(to_mni @ affine) @ grid.affine  # grid voxel -> scan voxel
+    inside = _to_slices(_resample(mask.astype(np.float32), to_scan, grid.shape) > 0.5)
+    pixels = _to_slices(_resample(_blurred(values, affine, grid.spacing), to_scan, grid.shape))
+    kept = np.flatnonzero(inside.mean((1, 2)) >= min_brain)
+    if not len(kept):
+        raise ScanError(f"{path}: no slices left: no brain inside the grid; is the scan in MNI152 space? (register=True)")
+    slices = np.where(inside, np.clip(pixels / median - 1, -1, 1), -1).astype(np.float32)
+    if lesions is not None:
+        lesions = _to_slices(_resample(lesions.astype(np.float32), to_scan, grid.shape) > 0.5)[kept]
+    geometry = Geometry(scan.shape, affine, to_mni, grid, tuple(int(k) for k in kept), (offset, median))
+    return PreparedScan(slices[kept], inside[kept], lesions, geometry)
+
+
+def return_to_scan(slices: np.ndarray, geometry: Geometry, order: int = 1) -> nib.Nifti1Image:
+    """Slices (n, H, W) on the scan's own grid, float32, with the scan's exact affine; 0 outside the kept slices."""
+    slices = np.asarray(slices, dtype=np.float32)
+    if slices.shape != (len(geometry.slice_index), geometry.grid.size, geometry.grid.size):
+        raise ValueError(f"slices {slices.shape} do not fit the {len(geometry.slice_index)} slices of the scan's geometry")
+    stack = np.zeros(geometry.grid.shape[::-1], np.float32)
+    stack[list(geometry.slice_index)] = slices
+    volume = stack[:, ::-1].transpose(2, 1, 0)
+    to_grid = np.linalg.inv(geometry.grid.affine) @ geometry.to_mni @ geometry.scan_affine
+    return nib.Nifti1Image(_resample(volume, to_grid, tuple(geometry.scan_shape), order), geometry.scan_affine)
+
+
+def save_nifti(image: nib.Nifti1Image, path: str | os.PathLike, force: bool = False) -> None:
+    """Write a NIfTI file, whole or not at all. ScanError when it exists, unless `force`."""
+    path = Path(path)
+    if path.exists() and not force:
+        raise ScanError(f"{path}: exists already; choose another name, or force to overwrite it")
+    part = path.with_name(f".part-{path.name}")  # the ending tells nibabel how to write
+    try:
+        nib.save(image, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""Write the repository's address from pyproject.toml wherever it is needed; with an argument, change it first.
+
+    python scripts/restamp.py                               # after pyproject.toml was edited
+    python scripts/restamp.py https://github.com/new/home   # edits pyproject.toml too
+
+Touched are Colab badges, `pip install git+...`, `git clone ...` and plain links to the repository in the notebooks
+(.py and .ipynb), README.md and CITATION.cff.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+OWNER_NAME = r"[\w.-]+/[\w-]+(?:\.[\w-]+)*"  # does not take the full stop that ends a sentence
+
+
+def address(root: Path = ROOT) -> str:
+    """The repository's address: [project.urls] Repository in pyproject.toml."""
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+
+
+def owner_name(url: str) -> str:
+    """https://github.com/madad-lite/madad-lite -> madad-lite/madad-lite. Colab opens notebooks from GitHub only."""
+    found = re.fullmatch(rf"https://github\.com/({OWNER_NAME})", url)
+    if not found or url.endswith(".git"):
+        raise SystemExit(f"{url}: not of the form https://github.com/OWNER/NAME, which the Colab badges need")
+    return found[1]
+
+
+def stamped_files(root: Path = ROOT) -> list[Path]:
+    """The files that name the address."""
+    notebooks = sorted(p for p in (root / "notebooks").glob("*") if p.suffix in (".py", ".ipynb"))
+    return [*notebooks, *(p for p in (root / "README.md", root / "CITATION.cff") if p.exists())]
+
+
+def stamp(text: str, url: str, old: str | None = None) -> str:
+    """The text with this address in badges, installations, clones and citations; `old` is replaced everywhere."""
+    new = owner_name(url)
+    if old:
+        text = re.sub(rf"github\.com/{re.escape(owner_name(old))}(?![\w-])", f"github.com/{new}", text)
+    text = re.sub(rf"(colab\.research\.google\.com/github/){OWNER_NAME}(/blob/)", rf"\g<1>{new}\g<2>", text)
+    before = r'(git\+|git clone |repository-code: ")'
+    return re.sub(rf"{before}https://github\.com/{OWNER_NAME}", rf"\g<1>{url}", text)
+
+
+def main(arguments: list[str], root: Path = ROOT) -> None:
+    old = address(root)
+    url = arguments[0].rstrip("/") if arguments else old
+    owner_name(url)
+    files = stamped_files(root) + ([root / "pyproject.toml"] if url != old else [])
+    changed = 0
+    for path in files:
+        before = path.read_text(encoding="utf-8")
+        after = stamp(before, url, old)
+        if after != before:
+            path.write_text(after, encoding="utf-8", newline="\n")
+            changed += 1
+            print(f"  {path.relative_to(root)}")
+    print(f"{url}: {changed} of {len(files)} files changed")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

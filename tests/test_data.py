@@ -1,0 +1,572 @@
+"""Layouts, splits, preparation of folders, slice datasets, PNG export. Tiny brains: 4 mm scans, 8 mm slices."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from madad_lite import data
+from madad_lite.data import Manifest, SliceDataset, export_png, find_scans, prepare_folder, split_subjects
+from madad_lite.layouts import contrast_of
+from madad_lite.volumes import Geometry, Grid, ScanError
+
+GRID = Grid(spacing=8.0, size=24)
+AFFINE = np.array([[4.0, 0, 0, -78], [0, 4.0, 0, -112], [0, 0, 4.0, -70], [0, 0, 0, 1]])
+
+
+def brain_volume(seed=0):
+    """A noisy ellipsoid where MNI152 has the brain, background 0; and a lesion mask in it."""
+    rng = np.random.default_rng(seed)
+    i, j, k = np.meshgrid(*(np.arange(n) for n in (40, 48, 40)), indexing="ij")
+    brain = ((i - 19.5) / 17) ** 2 + ((j - 23) / 21) ** 2 + ((k - 20) / 16) ** 2 < 1
+    values = np.where(brain, rng.normal(100, 10, brain.shape).clip(20), 0).astype(np.float32)
+    lesion = (i - 25) ** 2 + (j - 25) ** 2 + (k - 22) ** 2 < 16
+    return values, lesion
+
+
+def write(path, values, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, affine), path)
+    return path
+
+
+def touch(folder, *names):
+    """Empty files: finding scans goes by names only."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def ixi_folder(folder, n=4):
+    for s in range(n):
+        write(folder / f"IXI{s:03d}-Guys-{700 + s:04d}-T1.nii.gz", brain_volume(s)[0])
+    return folder
+
+
+def cohort_folder(folder, normal=3, patients=2):
+    for s in range(normal + patients):
+        values, lesion = brain_volume(s)
+        anat = folder / f"sub-{s:04d}" / "anat"
+        write(anat / f"sub-{s:04d}_T1w.nii.gz", np.where(lesion & (s >= normal), values * 0.5, values))
+        write(anat / f"sub-{s:04d}_desc-brain_mask.nii.gz", (values > 0).astype(np.uint8))
+        if s >= normal:
+            write(anat / f"sub-{s:04d}_label-lesion_mask.nii.gz", lesion.astype(np.uint8))
+    return folder
+
+
+def prepare(source, out, **options):
+    return prepare_folder(source, out, **{"grid": GRID, "register": False, "workers": 1, "progress": False} | options)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return cohort_folder(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def prepared(cohort, tmp_path_factory):
+    return prepare(cohort, tmp_path_factory.mktemp("prepared") / "set")
+
+
+# ---------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize(
+    ("name", "contrast"),
+    [
+        ("IXI002-Guys-0828-T1", "t1"), ("sub-0001_ce-gadolinium_T1w", "t1ce"), ("BraTS2021_00000_t1ce", "t1ce"),
+        ("pat0001_t1c", "t1ce"), ("patient19_t1post", "t1ce"), ("T1w", "t1"), ("t1gd", "t1ce"),
+        ("sub-1_FLAIR", "flair"), ("x_T2w", "t2"), ("BRATS_001", None), ("BraTS-GLI-00000-000-t2f", "flair"),
+    ],
+)  # fmt: skip
+def test_contrast_from_name(name, contrast):
+    assert contrast_of(name) == contrast
+
+
+def test_ixi(tmp_path):
+    touch(tmp_path, "IXI002-Guys-0828-T1.nii.gz", "IXI012-HH-1211_T1_brain.nii.gz", "IXI002-Guys-0828-T2.nii.gz")
+    scans = find_scans(tmp_path)
+    assert [(s.scan_id, s.subject, s.group, s.lesion) for s in scans] == [
+        ("IXI002-Guys-0828-T1", "IXI002", "normal", None),
+        ("IXI012-HH-1211_T1_brain", "IXI012", "normal", None),
+    ]
+    assert [s.scan_id for s in find_scans(tmp_path, "t2")] == ["IXI002-Guys-0828-T2"]
+
+
+def test_atlas(tmp_path):
+    for subject in ("sub-r001s001", "sub-r001s002"):
+        stem = f"{subject}_ses-1_space-MNI152NLin2009aSym"
+        names = f"{stem}_T1w.nii.gz", f"{stem}_label-L_desc-T1lesion_mask.nii.gz"
+        touch(tmp_path / "Training/R001" / subject / "ses-1/anat", *names)
+    touch(tmp_path, "Testing/R001/sub-r099s001/ses-1/anat/sub-r099s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz")
+    scans = find_scans(tmp_path)
+    assert [(s.subject, s.group, s.lesion is not None) for s in scans] == [
+        ("sub-r001s001", "patient", True), ("sub-r001s002", "patient", True), ("sub-r099s001", "patient", False),
+    ]  # fmt: skip
+    assert scans[0].lesion.name == "sub-r001s001_ses-1_space-MNI152NLin2009aSym_label-L_desc-T1lesion_mask.nii.gz"
+    assert scans[0].brain is None
+
+
+def test_bids_masks_stay_in_their_session(tmp_path):
+    for ses in ("ses-1", "ses-2"):
+        touch(tmp_path, f"sub-1/anat/sub-1_{ses}_T1w.nii.gz")
+    touch(tmp_path, "sub-1/anat/sub-1_ses-2_label-lesion_mask.nii.gz", "sub-1/anat/sub-1_desc-brain_mask.nii.gz")
+    first, second = find_scans(tmp_path)
+    assert first.lesion is None and second.lesion.name == "sub-1_ses-2_label-lesion_mask.nii.gz"
+    assert first.brain == second.brain and first.subject == second.subject == "sub-1"
+
+
+def test_brats(tmp_path):
+    names = [f"BraTS2021_00000/BraTS2021_00000_{c}.nii.gz" for c in ("t1", "t1ce", "t2", "flair", "seg")]
+    touch(tmp_path, *names)
+    for contrast, ending in (("t1", "t1"), ("t1ce", "t1ce"), ("t2", "t2"), ("flair", "flair")):
+        (scan,) = find_scans(tmp_path, contrast)
+        assert scan.image.name == f"BraTS2021_00000_{ending}.nii.gz"
+        assert (scan.subject, scan.group) == ("BraTS2021_00000", "patient")
+        assert scan.lesion.name == "BraTS2021_00000_seg.nii.gz"
+
+
+def test_brats_visits_of_one_person(tmp_path):
+    for visit in ("000", "001"):
+        touch(tmp_path, *(f"BraTS-GLI-00005-{visit}/BraTS-GLI-00005-{visit}-{c}.nii.gz" for c in ("t1n", "t1c", "seg")))
+    scans = find_scans(tmp_path)
+    assert [s.subject for s in scans] == ["BraTS-GLI-00005"] * 2 and all(s.lesion for s in scans)
+    assert find_scans(tmp_path, "t1ce")[0].image.name == "BraTS-GLI-00005-000-t1c.nii.gz"
+
+
+def test_glioma_and_ms(tmp_path):
+    visit = "brats_2013_pat0001_1"
+    touch(tmp_path / "glioma" / visit, *(f"{visit}_{c}.nii.gz" for c in ("flair", "t1c", "seg")))
+    touch(tmp_path / "ms/patient07", *(f"patient07_{c}.nii.gz" for c in ("t1", "t1post", "t2", "flair", "seg")))
+    (glioma,), (ms,) = find_scans(tmp_path / "glioma", "flair"), find_scans(tmp_path / "ms", "t1ce")
+    assert (glioma.subject, glioma.lesion.name) == ("brats_2013_pat0001", "brats_2013_pat0001_1_seg.nii.gz")
+    assert (ms.subject, ms.image.name) == ("patient07", "patient07_t1post.nii.gz")
+    assert ms.lesion.name == "patient07_seg.nii.gz"
+    with pytest.raises(ScanError, match="no t1 scan in the layout 'glioma'; there is: flair, t1ce"):
+        find_scans(tmp_path / "glioma", "t1")
+
+
+def test_msd(tmp_path):
+    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
+    touch(tmp_path, "imagesTs/BRATS_009.nii.gz")
+    described = {
+        "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
+        "training": [{"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    for channel, contrast in enumerate(("flair", "t1", "t1ce", "t2")):
+        (scan,) = find_scans(tmp_path, contrast)
+        assert (scan.channel, scan.image.name, scan.lesion.parent.name) == (channel, "BRATS_001.nii.gz", "labelsTr")
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(ScanError, match="dataset.json: does not describe"):
+        find_scans(tmp_path)
+
+
+def test_plain(tmp_path):
+    touch(tmp_path, "anna.nii.gz", "anna_brain_mask.nii.gz", "deep/T1.nii.gz")
+    touch(tmp_path, "bert_T1.nii", "bert_FLAIR.nii", "bert_T1_lesion.nii")
+    scans = {s.subject: s for s in find_scans(tmp_path)}
+    assert set(scans) == {"anna", "bert", "deep"}
+    assert scans["anna"].brain.name == "anna_brain_mask.nii.gz" and scans["anna"].group == "normal"
+    assert scans["bert"].lesion.name == "bert_T1_lesion.nii" and scans["bert"].group == "patient"
+
+
+def test_plain_same_names_get_different_ids(tmp_path):
+    touch(tmp_path, "a/T1.nii.gz", "b/T1.nii.gz")
+    assert [(s.scan_id, s.subject) for s in find_scans(tmp_path)] == [("a-T1.nii.gz", "a"), ("b-T1.nii.gz", "b")]
+
+
+def test_group_from_participants_table(tmp_path):
+    touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz")
+    (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tnormal\nsub-2\tpatient\n")
+    assert [s.group for s in find_scans(tmp_path)] == ["normal", "patient"]
+
+
+@pytest.mark.parametrize(
+    ("contrast", "layout", "message"),
+    [("t9", "auto", "not a contrast"), ("t1", "xyz", "not a layout"), ("t1", "auto", "no NIfTI file")],
+)
+def test_find_scans_refuses(tmp_path, contrast, layout, message):
+    with pytest.raises(ScanError, match=message):
+        find_scans(tmp_path, contrast, layout)
+
+
+def test_find_scans_needs_a_folder(tmp_path):
+    with pytest.raises(ScanError, match="nowhere: no such folder"):
+        find_scans(tmp_path / "nowhere")
+
+
+# ----------------------------------------------------------------------------------------------------- splits
+
+
+def test_split_counts_and_order():
+    subjects = [f"s{i}" for i in range(20)]
+    split = split_subjects(subjects, (0.8, 0.1, 0.1), seed=3)
+    assert [list(split.values()).count(s) for s in ("train", "val", "test")] == [16, 2, 2]
+    assert split == split_subjects(reversed(subjects), (0.8, 0.1, 0.1), seed=3)
+    assert split != split_subjects(subjects, (0.8, 0.1, 0.1), seed=4)
+
+
+@pytest.mark.parametrize(("n", "counts"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (5, [3, 1, 1])])
+def test_small_splits(n, counts):
+    split = split_subjects(map(str, range(n)))
+    assert [list(split.values()).count(s) for s in ("train", "val", "test")] == counts
+
+
+def test_one_patient_is_for_testing():
+    assert split_subjects(["p"], (0, 0.5, 0.5)) == {"p": "test"}
+
+
+def test_split_keeps_what_is_assigned():
+    before = split_subjects(map(str, range(10)))
+    after = split_subjects(map(str, range(20)), assigned=before)
+    assert all(after[s] == before[s] for s in before)
+    assert [list(after.values()).count(s) for s in ("train", "val", "test")] == [16, 2, 2]
+
+
+def test_split_refuses_wrong_fractions():
+    with pytest.raises(ValueError, match="add up to 1"):
+        split_subjects(["a"], (0.8, 0.1, 0.2))
+
+
+# ------------------------------------------------------------------------------------------------ preparation
+
+
+def test_prepared_folder(prepared, cohort):
+    assert prepared.complete and prepared.skipped == [] and len(prepared.scans()) == 5
+    assert prepared.grid == GRID and prepared.contrast == "t1"
+    assert sorted(s["split"] for s in prepared.scans() if s["group"] == "patient") == ["test", "val"]
+    assert sorted(s["split"] for s in prepared.scans() if s["group"] == "normal") == ["test", "train", "val"]
+    for scan in prepared.scans():
+        image, brain = prepared.array(scan, "image"), prepared.array(scan, "brain")
+        assert image.dtype == np.float16 and image.shape == (scan["n_slices"], 24, 24) == brain.shape
+        assert np.all(image[~brain] == -1) and abs(np.median(image[brain])) < 0.05
+        assert scan["lesion"] == (scan["group"] == "patient")
+        assert Path(scan["source"]).is_relative_to(cohort)
+        geometry = Geometry.from_dict(scan["geometry"])
+        assert geometry.scan_shape == (40, 48, 40) and len(geometry.slice_index) == scan["n_slices"]
+        if scan["lesion"]:
+            lesion = prepared.array(scan, "lesion")
+            assert lesion.any() and scan["lesion_pixels"] == lesion.sum(axis=(1, 2)).tolist()
+            assert image[lesion & brain].mean() < -0.2  # the mask lies where the scan was made darker
+
+
+def test_manifest_on_disk(prepared):
+    content = json.loads((prepared.folder / "manifest.json").read_text())
+    assert content["version"] == 1 and content["contrast"] == "t1" and Grid.from_dict(content["grid"]) == GRID
+    assert Manifest.load(prepared.folder).to_dict() == prepared.to_dict() == content
+    assert not list(prepared.folder.rglob("*.part"))
+
+
+def where(manifest):
+    return {s["subject"]: s["split"] for s in manifest.scans()}
+
+
+def times(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_preparing_again_does_nothing(cohort, prepared, monkeypatch):
+    before = times(prepared.folder)
+    monkeypatch.setattr(data, "prepare_volume", None)  # would raise when called
+    again = prepare(cohort, prepared.folder)
+    assert times(prepared.folder) == before and again.to_dict() == prepared.to_dict()
+
+
+def test_new_and_changed_scans(tmp_path):
+    out = tmp_path / "out"
+    source = ixi_folder(tmp_path / "in", 4)
+    first = prepare(source, out)
+    before = times(out / "scans")
+    changed = write(source / "IXI001-Guys-0701-T1.nii.gz", brain_volume(9)[0])
+    os.utime(changed, ns=(1, 1))
+    write(source / "IXI077-HH-0001-T1.nii.gz", brain_volume(7)[0])
+    second = prepare(source, out)
+    assert where(first).items() <= where(second).items()
+    after = times(out / "scans")
+    touched = {p.parent.name for p in after if p.suffix == ".npy" and after[p] != before.get(p)}
+    assert touched == {"IXI001-Guys-0701-T1", "IXI077-HH-0001-T1"}
+
+
+@pytest.mark.parametrize(
+    "option", [{"seed": 1}, {"grid": Grid(spacing=4.0, size=48)}, {"register": True}, {"fractions": (0.5, 0.25, 0.25)}]
+)
+def test_other_settings_are_refused(cohort, prepared, option):
+    before = times(prepared.folder)
+    with pytest.raises(ScanError, match=f"was prepared with {next(iter(option))}="):
+        prepare(cohort, prepared.folder, **option)
+    assert times(prepared.folder) == before
+
+
+def test_other_source_is_refused(prepared, tmp_path):
+    with pytest.raises(ScanError, match="was prepared with source="):
+        prepare(ixi_folder(tmp_path, 1), prepared.folder)
+
+
+def test_a_folder_of_other_things_is_refused(cohort, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ScanError, match="is not a prepared folder"):
+        prepare(cohort, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_interrupted_run_leaves_no_half_scan_and_goes_on(tmp_path, monkeypatch):
+    source, out = ixi_folder(tmp_path / "in", 3), tmp_path / "out"
+    save, calls = np.save, []
+
+    def failing_save(path, array):
+        calls.append(path)
+        if len(calls) == 4:  # the second scan's second file
+            raise KeyboardInterrupt
+        save(path, array)
+
+    monkeypatch.setattr(data.np, "save", failing_save)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, out)
+    monkeypatch.undo()
+    done = [p for p in (out / "scans").iterdir() if p.suffix != ".part"]
+    assert [p.name for p in done] == ["IXI000-Guys-0700-T1"] and (done[0] / "scan.json").exists()
+    with pytest.raises(ScanError, match="was interrupted; run the same"):
+        Manifest.load(out)
+    with pytest.raises(ScanError, match="was prepared with seed="):
+        prepare(source, out, seed=5)
+    before = times(done[0])
+    manifest = prepare(source, out)
+    assert len(manifest.scans()) == 3 and times(done[0]) == before and not list(out.rglob("*.part"))
+    assert manifest.to_dict()["scans"] == prepare(source, tmp_path / "fresh").to_dict()["scans"]
+
+
+def test_bad_scans_are_skipped_with_a_reason(tmp_path):
+    source, out = ixi_folder(tmp_path / "in", 2), tmp_path / "out"
+    (source / "IXI100-HH-1-T1.nii.gz").write_bytes(b"not a scan")
+    whole = (source / "IXI000-Guys-0700-T1.nii.gz").read_bytes()
+    (source / "IXI101-HH-1-T1.nii.gz").write_bytes(whole[: len(whole) // 2])
+    write(source / "IXI102-HH-1-T1.nii.gz", np.full((40, 48, 40), 7, np.float32))
+    write(source / "IXI103-HH-1-T1.nii.gz", brain_volume()[0][:, :, 20])
+    manifest = prepare(source, out, workers=2)
+    assert [s["subject"] for s in manifest.scans()] == ["IXI000", "IXI001"]
+    assert [Path(f).name[:6] for f, _ in manifest.skipped] == ["IXI100", "IXI101", "IXI102", "IXI103"]
+    assert all(Path(f).name in reason and "\n" not in reason for f, reason in manifest.skipped)
+    assert Manifest.load(out).skipped == manifest.skipped
+    write(source / "IXI102-HH-1-T1.nii.gz", brain_volume(5)[0])  # repaired: done the next time
+    assert "IXI102" in [s["subject"] for s in prepare(source, out).scans()]
+
+
+def test_an_unexpected_error_skips_one_scan_only(tmp_path, monkeypatch):
+    prepare_volume = data.prepare_volume
+
+    def broken(image, **options):
+        if "IXI001" in image.name:
+            raise RuntimeError("two\nlines")
+        return prepare_volume(image, **options)
+
+    monkeypatch.setattr(data, "prepare_volume", broken)
+    manifest = prepare(ixi_folder(tmp_path / "in", 3), tmp_path / "out")
+    assert [s["subject"] for s in manifest.scans()] == ["IXI000", "IXI002"]
+    assert manifest.skipped[0][1] == "RuntimeError: two lines"
+
+
+def test_parallel_gives_the_same_and_works_without_a_main_guard(cohort, prepared, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom madad_lite.data import prepare_folder\nfrom madad_lite.volumes import Grid\n"
+        f"m = prepare_folder({str(cohort)!r}, {str(tmp_path / 'set')!r}, grid=Grid(spacing=8.0, size=24),\n"
+        "                   register=False, workers=2, progress=False)\n"
+        "print(len(m.scans()), 'torch' in sys.modules)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split() == ["5", "False"]
+    parallel = Manifest.load(tmp_path / "set")
+    assert parallel.to_dict() == prepared.to_dict()
+    for scan in prepared.scans():
+        for name in ("image", "brain"):
+            assert np.array_equal(parallel.array(scan, name), prepared.array(scan, name))
+
+
+def test_a_killed_worker_is_explained(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_prepare_scan", lambda *task: os._exit(1))
+    with pytest.raises(ScanError, match="out: a worker process was ended .* fewer workers"):
+        prepare(cohort, tmp_path / "out", workers=2)
+
+
+def test_explicit_splits(cohort, tmp_path):
+    splits = {"train": ["sub-0000"], "val": ["sub-0003"], "test": ["sub-0004", "sub-9999"]}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    manifest = prepare(cohort, tmp_path / "out", splits=tmp_path / "splits.json")
+    assert where(manifest) == {"sub-0000": "train", "sub-0003": "val", "sub-0004": "test"}
+    assert manifest.skipped[0][0] == "sub-9999" and "no t1 scan" in manifest.skipped[0][1]
+    assert prepare(cohort, tmp_path / "out", splits=splits).to_dict() == manifest.to_dict()  # a mapping says the same
+    with pytest.raises(ScanError, match="was prepared with splits="):
+        prepare(cohort, tmp_path / "out", splits={"train": ["sub-0001"]})
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": ["a"], "test": ["a"]}, "a is in two splits"),
+        ({"training": ["a"]}, "must be"),
+        ({"train": "a"}, "must be"),
+    ],
+)
+def test_wrong_splits_are_refused(cohort, tmp_path, splits, message):
+    with pytest.raises(ScanError, match=message):
+        prepare(cohort, tmp_path / "out", splits=splits)
+
+
+def test_unreadable_splits_file_is_refused(cohort, tmp_path):
+    with pytest.raises(ScanError, match=r"none.json: cannot be read"):
+        prepare(cohort, tmp_path / "out", splits=tmp_path / "none.json")
+
+
+def test_patients_in_train(tmp_path):
+    source = cohort_folder(tmp_path / "in", normal=1, patients=3)
+    manifest = prepare(source, tmp_path / "out", patients_in_train=True)
+    assert sorted(s["split"] for s in manifest.scans() if s["lesion"]) == ["test", "train", "val"]
+    (patient,) = [s for s in manifest.scans("train") if s["lesion"]]
+    normal = sum(s["n_slices"] for s in manifest.scans("train") if not s["lesion"])
+    train = SliceDataset(manifest, "train")
+    assert len(train) == normal + sum(n == 0 for n in patient["lesion_pixels"]) < normal + patient["n_slices"]
+    assert not any(item["lesion"].any() for item in train)
+
+
+def test_a_subject_whose_lesion_mask_comes_later_leaves_training(tmp_path):
+    source = cohort_folder(tmp_path / "in", normal=1, patients=0)
+    assert prepare(source, tmp_path / "out").scans("train")
+    mask = brain_volume()[1].astype(np.uint8)
+    write(source / "sub-0000/anat/sub-0000_label-lesion_mask.nii.gz", mask)
+    (scan,) = prepare(source, tmp_path / "out").scans()
+    assert (scan["split"], scan["group"], scan["lesion"]) == ("test", "patient", True)
+
+
+def test_patients_without_mask_are_skipped(tmp_path):
+    source = cohort_folder(tmp_path / "in", normal=1, patients=1)
+    (source / "participants.tsv").write_text("participant_id\tgroup\nsub-0000\tnormal\nsub-0001\tpatient\n")
+    next(source.rglob("*lesion_mask.nii.gz")).unlink()
+    manifest = prepare(source, tmp_path / "out")
+    assert len(manifest.scans()) == 1 and "without lesion mask" in manifest.skipped[0][1]
+
+
+def test_decathlon_channel_is_prepared(tmp_path):
+    values, lesion = brain_volume()
+    scan = write(tmp_path / "in/imagesTr/BRATS_001.nii.gz", np.stack([values, values[::-1], values, values], axis=3))
+    write(tmp_path / "in/labelsTr/BRATS_001.nii.gz", lesion.astype(np.uint8))
+    pair = {"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}
+    (tmp_path / "in/dataset.json").write_text(json.dumps({"modality": {"1": "T1w"}, "training": [pair]}))
+    manifest = prepare(tmp_path / "in", tmp_path / "out")
+    write(tmp_path / "one" / scan.name, np.ascontiguousarray(values[::-1]))
+    alone = prepare(tmp_path / "one", tmp_path / "out-one")
+    assert np.array_equal(manifest.array(manifest.scans()[0], "image"), alone.array(alone.scans()[0], "image"))
+
+
+def test_damaged_or_missing_manifest(tmp_path):
+    with pytest.raises(ScanError, match="no manifest.json there"):
+        Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"version": 1')
+    with pytest.raises(ScanError, match="manifest.json: damaged"):
+        Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"version": 99}')
+    with pytest.raises(ScanError, match="has version 99"):
+        Manifest.load(tmp_path)
+
+
+def test_manifest_knows_its_splits(prepared):
+    with pytest.raises(ValueError, match="'testing' is not a split"):
+        prepared.scans("testing")
+
+
+# ---------------------------------------------------------------------------------------------------- dataset
+
+
+def test_dataset_items(prepared):
+    dataset = SliceDataset(prepared.folder, "test", lesion_free=False)
+    scans = prepared.scans("test")
+    assert dataset.scan_ids == [s["scan_id"] for s in scans] and dataset.subjects == [s["subject"] for s in scans]
+    assert len(dataset) == sum(s["n_slices"] for s in scans)
+    for item in dataset:
+        scan = scans[item["scan"]]
+        assert item["image"].dtype == torch.float32 and item["image"].shape == (1, 24, 24)
+        assert item["brain"].dtype == item["lesion"].dtype == torch.bool
+        for name in ("image", "brain") + (("lesion",) if scan["lesion"] else ()):
+            assert np.array_equal(item[name][0].numpy(), prepared.array(scan, name)[item["index"]])
+        if not scan["lesion"]:
+            assert not item["lesion"].any()
+
+
+def test_lesion_free(prepared):
+    with_lesions, without = (SliceDataset(prepared, "val", lesion_free=free) for free in (False, True))
+    assert sum(bool(i["lesion"].any()) for i in with_lesions) == len(with_lesions) - len(without) > 0
+    assert len(SliceDataset(prepared, "val")) == len(with_lesions)  # the default differs for training only
+    assert SliceDataset(prepared).lesion_free and not SliceDataset(prepared, "test").lesion_free
+
+
+def test_dataset_of_several_folders(prepared, tmp_path):
+    other = prepare(ixi_folder(tmp_path / "in", 3), tmp_path / "out")
+    joined = SliceDataset([prepared.folder, other], "train")
+    assert joined.scan_ids == [s["scan_id"] for m in (prepared, other) for s in m.scans("train")]
+    assert len(joined) == len(SliceDataset(prepared)) + len(SliceDataset(other))
+    assert joined[len(joined) - 1]["scan"] == len(joined.scan_ids) - 1
+    coarse = prepare(tmp_path / "in", tmp_path / "coarse", grid=Grid(spacing=16.0, size=12))
+    with pytest.raises(ScanError, match="different grids"):
+        SliceDataset([prepared, coarse])
+
+
+def test_empty_split_is_refused(cohort, tmp_path):
+    manifest = prepare(cohort, tmp_path / "out", splits={"test": ["sub-0000"]})
+    with pytest.raises(ScanError, match="no slices in the split 'train'"):
+        SliceDataset(manifest)
+
+
+def test_dataset_pickles_small_and_works_in_workers(prepared):
+    dataset = SliceDataset(prepared, "test")
+    dataset[0]
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 10_000  # names and numbers, no pixels
+    assert torch.equal(pickle.loads(pickled)[3]["image"], dataset[3]["image"])
+    batches = list(torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=2))
+    assert torch.equal(torch.cat([b["image"] for b in batches]), torch.stack([i["image"] for i in dataset]))
+
+
+# ------------------------------------------------------------------------------------------------- PNG export
+
+
+def test_png_export(prepared, tmp_path):
+    out = export_png(prepared, tmp_path / "png")
+    for split in ("train", "val", "test"):
+        expected = SliceDataset(prepared, split, lesion_free=split != "test")
+        images, masks = sorted((out / split).glob("brain_scan_*_T1.png")), sorted((out / split).glob("*_brainmask.png"))
+        assert len(images) == len(masks) == len(expected)
+        assert [p.name.replace("T1", "brainmask") for p in images] == [p.name for p in masks]
+        assert len(list((out / split).glob("*_segmentation.png"))) == (len(expected) if split == "test" else 0)
+    scan = next(s for s in prepared.scans("test") if s["lesion"])
+    k = int(np.argmax(scan["lesion_pixels"]))
+    name = f"brain_scan_{scan['subject']}_slice_{Geometry.from_dict(scan['geometry']).slice_index[k]:03d}"
+    image, mask = (np.array(Image.open(out / "test" / f"{name}_{e}.png")) for e in ("T1", "segmentation"))
+    assert image.dtype == np.uint8 and np.abs(image / 127.5 - 1 - prepared.array(scan, "image")[k]).max() < 0.005
+    assert np.array_equal(mask, prepared.array(scan, "lesion")[k] * np.uint8(255))
+    before = times(out / "test")
+    export_png(prepared, out)
+    assert times(out / "test") == before
+
+
+def test_png_export_refuses_a_folder_of_other_things(prepared, tmp_path):
+    (tmp_path / "holiday.png").touch()
+    with pytest.raises(ScanError, match="holds something else"):
+        export_png(prepared, tmp_path)
+
+
+def test_png_names_are_free_of_the_contrast(tmp_path):
+    """The authors' code finds the masks by replacing the contrast's name in the path: it may be there once only."""
+    write(tmp_path / "in" / "personT1x.nii.gz", brain_volume()[0])
+    prepare(tmp_path / "in", tmp_path / "out", png=tmp_path / "png")
+    names = [p.name for p in (tmp_path / "png" / "train").glob("*_T1.png")]
+    assert names and all(n.count("T1") == 1 and "personx" in n for n in names)

@@ -1,0 +1,111 @@
+"""The pipeline: shipped weights on a scan and on slices, saved and loaded, repeatable, whatever the batch size."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from madad_lite.diffusion import make_scheduler
+from madad_lite.latent import make_autoencoder
+from madad_lite.model import Denoiser
+from madad_lite.pipeline import MadAdPipeline, shipped
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return MadAdPipeline.from_pretrained("t1")
+
+
+@pytest.fixture(scope="module")
+def output(pipe, patient_scan):
+    return pipe(patient_scan["image"], generator=torch.Generator().manual_seed(0), progress=False)
+
+
+@pytest.fixture
+def slices(output):
+    rows = output.brain.flatten(1).sum(1).argsort(descending=True)[:3]
+    return output.image[rows], output.brain[rows]
+
+
+def test_a_scan_gives_every_field(output):
+    n, _, h, w = output.image.shape
+    assert output.anomaly_map.shape == output.healed.shape == output.reconstruction.shape == output.brain.shape == (n, 1, h, w)
+    assert output.mask_probability.shape == output.replaced.shape == (10, n, 1, h // 4, w // 4)
+    assert output.trajectory.shape == (11, n, 4, h // 4, w // 4) and output.timesteps.tolist() == list(range(9, -1, -1))
+    assert 0 <= output.anomaly_map.min() and output.anomaly_map.max() <= 1
+    assert (output.anomaly_map[~output.brain] == 0).all() and (output.healed[~output.brain] == -1).all()
+    assert output.healed.abs().max() <= 1 and len(output.prepared.geometry.slice_index) == n
+
+
+def test_maps_return_to_the_scans_own_grid(output, patient_scan):
+    scan = nib.load(patient_scan["image"])
+    for field in ("anomaly_map", "healed"):
+        back = output.to_nifti(field)
+        assert back.shape == scan.shape and np.array_equal(back.affine, scan.affine) and back.get_data_dtype() == np.float32
+    inside = nib.load(patient_scan["brain"]).get_fdata() > 0
+    healed, original = output.to_nifti("healed").get_fdata()[inside], scan.get_fdata()[inside]
+    assert np.corrcoef(healed, original)[0, 1] > 0.8
+    assert np.median(healed) == pytest.approx(np.median(original), rel=0.1)  # in the scan's own intensities
+
+
+def test_shipped_weights_find_a_simulated_stroke(pipe, patient_scan):
+    prepared = pipe.prepare(patient_scan["image"], lesion=patient_scan["lesion"])
+    out = pipe(prepared, generator=torch.Generator().manual_seed(0), progress=False)
+    lesion = torch.from_numpy(prepared.lesion)[:, None]
+    inside, outside = out.anomaly_map[lesion].mean(), out.anomaly_map[out.brain & ~lesion].mean()
+    assert inside > 3 * outside
+
+
+def test_same_seed_same_map_whatever_the_batch_size(pipe, slices):
+    def run(seed, batch_size=None):
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(slices[0], brain=slices[1], generator=generator, batch_size=batch_size, progress=False)
+
+    first = run(0)
+    assert torch.equal(first.anomaly_map, run(0).anomaly_map)
+    torch.testing.assert_close(first.anomaly_map, run(0, 1).anomaly_map, atol=1e-4, rtol=0)
+    assert not torch.equal(first.trajectory, run(1).trajectory)
+    assert torch.equal(
+        *(pipe(slices[0], brain=slices[1], eta=0.0, progress=False).anomaly_map for _ in range(2))
+    )  # no randomness at all
+
+
+def test_scores_and_steps(pipe, slices):
+    maps = [pipe(slices[0], score=s, eta=0.0, progress=False).anomaly_map for s in ("image", "latent", "mask")]
+    assert all(m.shape == slices[0].shape and m.max() > 0 for m in maps)
+    assert not torch.equal(maps[0], maps[1]) and not torch.equal(maps[1], maps[2])
+    assert pipe(slices[0], num_inference_steps=2, progress=False).timesteps.tolist() == [5, 0]
+    with pytest.raises(ValueError, match="pixel"):
+        pipe(slices[0], score="pixel")
+
+
+@pytest.mark.parametrize("bad, message", [(torch.zeros(2, 3, 96, 96), "N, 1, H, W"), (torch.full((1, 1, 96, 96), 7.0), "within"),
+                                          (torch.full((1, 1, 96, 96), float("nan")), "finite")])  # fmt: skip
+def test_bad_slices_are_refused(pipe, bad, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(bad)
+
+
+def test_saved_and_loaded_gives_the_same(tmp_path):
+    torch.manual_seed(0)
+    parts = make_autoencoder("nano"), Denoiser.of_size("nano"), make_scheduler()
+    pipe = MadAdPipeline(*parts, contrast="flair", gamma=0.3, sigma=1.0, reference="input", decision_threshold=0.4)
+    pipe.save_pretrained(tmp_path / "model")
+    again = MadAdPipeline.from_pretrained(tmp_path / "model")
+    assert not list((tmp_path / "model").rglob("*.bin"))  # safetensors only
+    for key in ("contrast", "grid", "gamma", "sigma", "reference", "decision_threshold"):
+        assert again.config[key] == pipe.config[key]
+    images = torch.rand(2, 1, 32, 32) * 2 - 1
+    maps = [p(images, eta=0.0, progress=False).anomaly_map for p in (pipe, again)]
+    torch.testing.assert_close(*maps)
+
+
+def test_half_precision_folder_is_computed_in_single(pipe):
+    assert pipe.denoiser.dtype == pipe.autoencoder.dtype == torch.float32
+    assert pipe.denoiser.training is False and pipe.autoencoder.training is False
+
+
+def test_unknown_name_is_refused(tmp_path):
+    assert "t1" in shipped()
+    for name in ("t9", str(tmp_path)):
+        with pytest.raises(ValueError, match="neither a shipped model"):
+            MadAdPipeline.from_pretrained(name)

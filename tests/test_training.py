@@ -1,0 +1,136 @@
+"""Both trainings: they learn, resume exactly, refuse wrong folders, and cache latents once."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from madad_lite import training
+from madad_lite.model import Denoiser
+from madad_lite.runs import BatchOrder, RunError, read_log
+
+TINY = dict(batch_size=4, validate_every=10, checkpoint_every=5, warmup_steps=1, ema_decay=0.9)
+
+
+def weights(folder, kind) -> dict[str, torch.Tensor]:
+    return kind.from_pretrained(folder).state_dict()
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def autoencoder_run(prepared_cohort, tmp_path_factory):
+    config = training.AutoencoderConfig(steps=60, **TINY)
+    return training.train_autoencoder(prepared_cohort, tmp_path_factory.mktemp("ae") / "run", config, progress=False)
+
+
+def test_autoencoder_learns_and_stores_its_measured_scaling(autoencoder_run, prepared_cohort):
+    log = read_log(autoencoder_run)
+    assert log[-1]["step"] == 60 and {"loss", "reconstruction", "kl", "val_psnr", "lr", "epoch"} <= log[-1].keys()
+    assert log[-1]["val_psnr"] > log[1]["val_psnr"] + 1  # dB, from step 10 to step 60
+    for name in ("best", "last"):
+        model = AutoencoderKL.from_pretrained(autoencoder_run / name)
+        assert model.config.scaling_factor != 1.0
+        assert (autoencoder_run / name / "diffusion_pytorch_model.safetensors").exists()
+    cache = training.encode_latents(prepared_cohort, model, autoencoder_run / "check", progress=False)
+    assert np.load(cache / "val-mean.npy").astype(np.float32).std() == pytest.approx(1, abs=0.15)
+
+
+@pytest.fixture(scope="module")
+def denoiser_run(prepared_cohort, autoencoder_run, tmp_path_factory):
+    config = training.DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
+    out = tmp_path_factory.mktemp("denoiser") / "run"
+    return training.train_denoiser(prepared_cohort, autoencoder_run / "best", out, config, progress=False)
+
+
+def test_denoiser_learns_both_tasks(denoiser_run):
+    log = read_log(denoiser_run)
+    assert {"loss", "latent", "mask", "val_latent", "val_mask", "val_loss", "val_masked"} <= log[-1].keys()
+    assert log[-1]["val_masked"] < 1.0  # below the spread of the latents: better than guessing their mean
+    first = next(line for line in log if "val_mask" in line)
+    assert log[-1]["val_mask"] < first["val_mask"] and log[-1]["val_latent"] < first["val_latent"]
+
+
+def test_stopped_and_resumed_is_the_same_to_the_last_bit(prepared_cohort, autoencoder_run, tmp_path, monkeypatch):
+    config = training.DenoiserConfig(steps=12, dropout=0.1, variants=1, **TINY)
+
+    def run(name, **options):
+        return training.train_denoiser(prepared_cohort, autoencoder_run / "best", tmp_path / name, config, progress=False, **options)
+
+    whole = run("whole")
+    losses = training.denoising_losses
+    calls = iter(range(100))
+
+    def stops(*args, **options):
+        if next(calls) == 8:
+            raise KeyboardInterrupt
+        return losses(*args, **options)
+
+    monkeypatch.setattr(training, "denoising_losses", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run("halves")
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "halves" / "checkpoint.pt", weights_only=True)["step"] == 5
+    halves = run("halves", resume=True)
+    assert same(weights(whole / "last", Denoiser), weights(halves / "last", Denoiser))
+    assert read_log(whole) == read_log(halves)
+    with pytest.raises(RunError, match="holds a training run already"):
+        run("halves")
+
+
+def test_resuming_with_other_settings_is_refused(denoiser_run, prepared_cohort, autoencoder_run):
+    config = training.DenoiserConfig(steps=61, variants=2, **{**TINY, "batch_size": 8})
+    with pytest.raises(RunError, match="steps=60, not 61"):
+        training.train_denoiser(prepared_cohort, autoencoder_run / "best", denoiser_run, config, resume=True, progress=False)
+
+
+def test_latents_are_encoded_once(denoiser_run, prepared_cohort, autoencoder_run):
+    cache = denoiser_run / "latents"
+    before = {f: os.stat(cache / f).st_mtime_ns for f in os.listdir(cache)}
+    model = AutoencoderKL.from_pretrained(autoencoder_run / "best")
+    config = training.DenoiserConfig(variants=2)
+    training.encode_latents(prepared_cohort, model, cache, config, progress=False)
+    assert before == {f: os.stat(cache / f).st_mtime_ns for f in os.listdir(cache)}
+    training.encode_latents(prepared_cohort, model, cache, training.configured(config, variants=3), progress=False)
+    assert len(np.load(cache / "train-mean.npy", mmap_mode="r")) % 3 == 0
+    assert before["train-mean.npy"] != os.stat(cache / "train-mean.npy").st_mtime_ns
+
+
+def test_variants_differ_and_the_first_is_the_slice_itself(prepared_cohort, autoencoder_run, tmp_path):
+    model = AutoencoderKL.from_pretrained(autoencoder_run / "best")
+    cache = training.encode_latents(prepared_cohort, model, tmp_path, training.DenoiserConfig(variants=2), progress=False)
+    mean = np.load(cache / "train-mean.npy").astype(np.float32)
+    half = len(mean) // 2
+    from madad_lite import latent
+    from madad_lite.data import SliceDataset
+
+    first = SliceDataset(prepared_cohort, "train", lesion_free=True)[0]["image"][None]
+    with torch.no_grad():
+        expected = latent.encode(model, first)[0]
+    np.testing.assert_allclose(mean[0], expected, atol=0.02)  # stored in half precision
+    assert np.abs(mean[:half] - mean[half:]).mean() > 0.05
+
+
+def test_every_slice_once_an_epoch_in_an_order_of_its_own():
+    batches = list(BatchOrder(10, 5, seed=0, start=0, stop=4))
+    assert sorted(batches[0] + batches[1]) == sorted(batches[2] + batches[3]) == list(range(10))
+    assert batches[0] + batches[1] != batches[2] + batches[3]
+    assert list(BatchOrder(10, 5, seed=0, start=3, stop=4)) == batches[3:]
+
+
+def test_settings_by_name():
+    assert training.configured(training.DenoiserConfig(), steps=5).steps == 5
+    with pytest.raises(ValueError, match="stepz"):
+        training.configured(training.DenoiserConfig(), stepz=5)
+    paper = training.RECIPES["paper"][1]
+    assert (paper.size, paper.epochs, paper.batch_size, paper.learning_rate) == ("L", 300, 96, 5e-4)
+
+
+def test_run_folder_is_readable(denoiser_run):
+    config = json.loads((denoiser_run / "config.json").read_text())
+    assert config["steps"] == 60 and config["mask_loss"] == "bce" and config["data"]
+    assert not list(denoiser_run.glob("*.part"))
