@@ -1,10 +1,10 @@
 """madad_lite: masked diffusion for unsupervised anomaly detection on brain MRI (MAD-AD, arXiv 2502.16943).
 
-    from madad_lite import MadAdPipeline
+from madad_lite import MadAdPipeline
 
-    pipe = MadAdPipeline.from_pretrained("t1")
-    out = pipe("scan.nii.gz")
-    out.anomaly_map, out.healed, out.to_nifti("anomaly_map")
+pipe = MadAdPipeline.from_pretrained("t1")
+out = pipe("scan.nii.gz")
+out.anomaly_map, out.healed, out.to_nifti("anomaly_map")
 """
 
 import importlib

@@ -125,7 +125,9 @@ def _evaluate(args) -> int:
     from madad_lite.metrics import table
     from madad_lite.runs import write_json
 
-    results = evaluate_weights(args.weights, args.data, seed=args.seed, num_inference_steps=args.steps, eta=args.eta, score=args.score)
+    results = evaluate_weights(
+        args.weights, args.data, seed=args.seed, num_inference_steps=args.steps, eta=args.eta, score=args.score
+    )
     print(table({name: r["test"] for name, r in results["methods"].items()}))
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +192,13 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--denoiser", required=True)
     c.add_argument("--data", required=True, help="a prepared folder: contrast and grid are taken from it")
     c.add_argument("--out", required=True)
-    c.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="score settings: gamma, squared, sigma, reference, decision_threshold")
+    c.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="score settings: gamma, squared, sigma, reference, decision_threshold",
+    )
     c.add_argument("--half", action="store_true", help="store in half precision")
     c.add_argument("--force", action="store_true")
 

@@ -114,6 +114,8 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
         prepared = prepare_volume(
             scan.image, brain=scan.brain, lesion=scan.lesion, channel=scan.channel, grid=grid, register=register
         )
+    except ImportError as error:  # registration is not installed: no scan's fault, and the same for all
+        raise ScanError(f"{scan.image}: {error}") from None
     except Exception as error:  # whatever is wrong with one scan, the others are still done
         kind = "" if isinstance(error, ScanError) else f"{type(error).__name__}: "
         return str(scan.image), " ".join(f"{kind}{error}".split())
@@ -149,9 +151,7 @@ def _in_parallel(tasks: list[tuple], workers: int | None) -> Iterator[tuple[str,
     threads = max(1, joblib.cpu_count() // workers)
     with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=threads):
         try:
-            yield from joblib.Parallel(return_as="generator_unordered")(
-                joblib.delayed(_prepare_scan)(*task) for task in tasks
-            )
+            yield from joblib.Parallel(return_as="generator_unordered")(joblib.delayed(_prepare_scan)(*task) for task in tasks)
         except joblib.externals.loky.process_executor.TerminatedWorkerError:
             raise ScanError(
                 f"{tasks[0][1].parent}: a worker process was ended by the system, most likely for lack of memory; "
@@ -198,13 +198,9 @@ def prepare_folder(
     }))  # fmt: skip
     manifest = _open(out, settings)
     assigned = {s["subject"]: s["split"] for s in manifest.entries}
-    chosen = assign_splits(
-        scans, fractions, seed, splits=splits, patients_in_train=patients_in_train, assigned=assigned
-    )
+    chosen = assign_splits(scans, fractions, seed, splits=splits, patients_in_train=patients_in_train, assigned=assigned)
     missing = [] if splits is None else sorted({s for v in splits.values() for s in v} - {s.subject for s in scans})
-    skipped = [
-        (subject, f"{subject}: named in the splits, but has no {contrast} scan in {source}") for subject in missing
-    ]
+    skipped = [(subject, f"{subject}: named in the splits, but has no {contrast} scan in {source}") for subject in missing]
     usable = []
     for scan in scans:
         if scan.subject not in chosen:

@@ -28,7 +28,12 @@ def short_training(data: Path, out: Path, *, autoencoder_steps: int = 300, denoi
         training.RECIPES["lite"][0], steps=autoencoder_steps, validate_every=100, checkpoint_every=100, ema_decay=0.99
     )
     denoiser = training.configured(
-        training.RECIPES["lite"][1], steps=denoiser_steps, validate_every=50, checkpoint_every=50, variants=2, ema_decay=0.99
+        training.RECIPES["lite"][1],
+        steps=denoiser_steps,
+        validate_every=50,
+        checkpoint_every=50,
+        variants=2,
+        ema_decay=0.99,
     )
     training.train_autoencoder(data, out / "autoencoder", autoencoder)
     training.train_denoiser(data, out / "autoencoder" / "best", out / "denoiser", denoiser)
@@ -80,9 +85,7 @@ def write_page(out: Path, pipe: MadAdPipeline, test, results: dict, seconds: flo
 
     def add(name: str, figure, title: str, text: str) -> None:
         figure.savefig(pictures / f"{name}.png", bbox_inches="tight")
-        sections.append(
-            f'<h2>{html.escape(title)}</h2><p>{text}</p><img src="pictures/{name}.png" alt="{html.escape(title)}">'
-        )
+        sections.append(f'<h2>{html.escape(title)}</h2><p>{text}</p><img src="pictures/{name}.png" alt="{html.escape(title)}">')
 
     area = test.lesion.flatten(1).sum(1)
     shown = []  # the largest lesion slice of each patient
@@ -102,7 +105,7 @@ def write_page(out: Path, pipe: MadAdPipeline, test, results: dict, seconds: flo
         "Which latent cells the network took for noise at each step, and the slice after they were replaced.")  # fmt: skip
     for stage in ("autoencoder", "denoiser"):
         add(f"training_{stage}", plotting.training_curves(out / "training" / stage), f"The short training: {stage}",
-            "Trained by this demo, from nothing, on the simulated normal subjects. The shipped weights were trained for longer.")  # fmt: skip
+            "Trained by this demo, from nothing, on simulated normal subjects. The shipped weights had longer.")  # fmt: skip
     rows = table({name: r["test"] for name, r in results["methods"].items()})
     maps = "".join(
         f'<li><a href="maps/{f.name}">{f.name}</a></li>' for f in sorted((out / "maps").iterdir()) if not f.name.startswith(".")
@@ -111,7 +114,8 @@ def write_page(out: Path, pipe: MadAdPipeline, test, results: dict, seconds: flo
     page.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>madad_lite: demo</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}}
-img{{max-width:100%;height:auto}}table{{border-collapse:collapse;font-size:14px}}td,th{{border:1px solid #ccc;padding:.3em .6em;text-align:left}}
+img{{max-width:100%;height:auto}}table{{border-collapse:collapse;font-size:14px}}
+td,th{{border:1px solid #ccc;padding:.3em .6em;text-align:left}}
 h2{{margin-top:2em}}</style>
 <h1>Masked diffusion for anomaly detection: the demo</h1>
 <p>Simulated subjects (from the MNI152 template, no real patient), prepared, trained on, searched for lesions and measured
@@ -126,9 +130,15 @@ subjects give wide intervals.</p>{_html_table(rows)}
 
 
 def _html_table(markdown: str) -> str:
-    rows = [[html.escape(c.strip()) for c in line.strip().strip("|").split("|")] for line in markdown.splitlines() if line.startswith("|")]
+    rows = [
+        [html.escape(c.strip()) for c in line.strip().strip("|").split("|")]
+        for line in markdown.splitlines()
+        if line.startswith("|")
+    ]
     head, body = rows[0], rows[2:]
     cells = "".join(f"<th>{c}</th>" for c in head)
-    return f"<table><tr>{cells}</tr>" + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body) + "</table>"
-
-
+    return (
+        f"<table><tr>{cells}</tr>"
+        + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in body)
+        + "</table>"
+    )

@@ -11,7 +11,7 @@ import torch
 
 from madad_lite import metrics
 from madad_lite.baselines import BASELINES
-from madad_lite.data import SliceDataset
+from madad_lite.data import Manifest, SliceDataset
 from madad_lite.pipeline import MadAdPipeline
 
 
@@ -23,6 +23,7 @@ class LabelledSlices:
     brain: torch.Tensor  # (N, 1, H, W) bool
     lesion: torch.Tensor  # (N, 1, H, W) bool
     subjects: np.ndarray  # (N,) the subject of each slice
+    spacing: float  # mm, edge of a pixel
 
 
 def load_split(data: str | Path | Sequence[str | Path], split: str) -> LabelledSlices:
@@ -31,7 +32,8 @@ def load_split(data: str | Path | Sequence[str | Path], split: str) -> LabelledS
     items = [dataset[i] for i in range(len(dataset))]
     stacked = {k: torch.stack([item[k] for item in items]) for k in ("image", "brain", "lesion")}
     subjects = np.array([dataset.subjects[item["scan"]] for item in items])
-    return LabelledSlices(**stacked, subjects=subjects)
+    first = data if isinstance(data, (str, Path)) else data[0]
+    return LabelledSlices(**stacked, subjects=subjects, spacing=Manifest.load(first).grid.spacing)
 
 
 def evaluate_methods(scores: dict[str, dict[str, torch.Tensor]], splits: dict[str, LabelledSlices], *, seed: int = 0) -> dict:
@@ -46,8 +48,9 @@ def evaluate_methods(scores: dict[str, dict[str, torch.Tensor]], splits: dict[st
         results[name] = {"threshold": threshold}
         for split, s in splits.items():
             results[name][split] = metrics.evaluate(
-                score[split], s.lesion, brain=s.brain, subjects=s.subjects, threshold=threshold, seed=seed, intervals=s is test
-            )
+                score[split], s.lesion, brain=s.brain, subjects=s.subjects, threshold=threshold, spacing=s.spacing, seed=seed,
+                intervals=s is test and len(set(s.subjects)) > 1,
+            )  # fmt: skip
     return results
 
 
@@ -64,7 +67,9 @@ def evaluate_weights(
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     splits = {s: load_split(data, s) for s in ("val", "test")}
     if not splits["test"].lesion.any():
-        raise ValueError(f"{data}: no lesion in the test split, so that there is nothing to measure; prepare scans with lesion masks")
+        raise ValueError(
+            f"{data}: no lesion in the test split, so that there is nothing to measure; prepare scans with lesion masks"
+        )
     scores: dict[str, dict[str, torch.Tensor]] = {"MAD-AD": {}, **{name: {} for name in BASELINES}}
     for split, s in splits.items():
         generator = torch.Generator().manual_seed(seed)

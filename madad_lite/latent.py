@@ -19,9 +19,7 @@ AUTOENCODERS = {
     # at the latent's own resolution; in equal CPU time this gave sharper slices than working at full resolution.
     "nano": dict(in_channels=16, block_out_channels=(96,), layers_per_block=1, norm_num_groups=16, attention=False),
     # The paper's: f = 8, the layout of Stable Diffusion's autoencoder, 83.6 M parameters.
-    "paper": dict(
-        in_channels=1, block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, attention=True
-    ),
+    "paper": dict(in_channels=1, block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, attention=True),
 }
 
 

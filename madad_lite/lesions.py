@@ -79,7 +79,11 @@ def glioma_masks(brain, white, ventricle, spacing: float, volume_ml: float, rng)
     centre = _seed_point(candidates if candidates.any() else brain & (depth > 6), rng)
     distance = _distance(brain.shape, centre, spacing, rng.uniform(0.85, 1.2, 3))
     bumps = smooth_noise(brain.shape, 14 / spacing, rng)
-    whole = level_set(distance + 0.18 * radius * bumps - 0.3 * radius * white, brain & ~ventricle & (depth > 1), round(volume_ml * 1000 / spacing**3))
+    whole = level_set(
+        distance + 0.18 * radius * bumps - 0.3 * radius * white,
+        brain & ~ventricle & (depth > 1),
+        round(volume_ml * 1000 / spacing**3),
+    )
     share = rng.uniform(0.25, 0.55)
     tumour = level_set(distance + 0.12 * radius * bumps, whole, round(share * whole.sum()))
     core = level_set(distance + 0.1 * radius * bumps, tumour, round(rng.uniform(0.2, 0.6) * tumour.sum()))

@@ -78,9 +78,7 @@ class Denoiser(ModelMixin, ConfigMixin):
             nn.SiLU(),
             nn.Conv2d(base_channels, latent_channels, 3, padding=1),
         )
-        self.mask_head = nn.Sequential(
-            nn.GroupNorm(norm_groups, base_channels), nn.Conv2d(base_channels, 1, 3, padding=1)
-        )
+        self.mask_head = nn.Sequential(nn.GroupNorm(norm_groups, base_channels), nn.Conv2d(base_channels, 1, 3, padding=1))
 
     @classmethod
     def of_size(cls, size: str, **changes) -> Denoiser:

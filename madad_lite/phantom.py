@@ -121,7 +121,12 @@ def simulate_subject(
             push = _push(centre * spacing + affine[:3, 3], radius, world, rng.uniform(0.15, 0.35))
             t1, grey, white = _template_maps(coordinates + push)
             rim = tumour & ~ndimage.binary_erosion(tumour, iterations=max(1, round(2 / spacing)))
-            parts = {"oedema": whole, "tumour": tumour, "core": core, "ring": rim | (tumour & ~core & ndimage.binary_dilation(core))}
+            parts = {
+                "oedema": whole,
+                "tumour": tumour,
+                "core": core,
+                "ring": rim | (tumour & ~core & ndimage.binary_dilation(core)),
+            }
     brain = _brain(t1)
     mask = np.zeros(shape, bool)
     for name in parts:
@@ -129,7 +134,9 @@ def simulate_subject(
         mask |= parts[name]
     info["volume_ml"] = round(float(mask.sum()) * spacing**3 / 1000, 3)
     texture = lesions.smooth_noise(shape, max(1.5, 3 / spacing), rng)
-    images = {c: nib.Nifti1Image(_paint(c, t1, grey, white, brain, parts, texture, spacing, rng), affine) for c in sorted(contrasts)}
+    images = {
+        c: nib.Nifti1Image(_paint(c, t1, grey, white, brain, parts, texture, spacing, rng), affine) for c in sorted(contrasts)
+    }
     masks = [nib.Nifti1Image(m.astype(np.uint8), affine) for m in (brain, mask)]
     for image in (*images.values(), *masks):
         image.set_sform(affine, 4)  # MNI152 space, roughly
@@ -150,7 +157,9 @@ def _ventricle(t1, grey, white) -> np.ndarray:
 def _paint(contrast, t1, grey, white, brain, parts, texture, spacing, rng) -> np.ndarray:
     """One contrast as uint16, 0 outside the brain."""
     (csf_level, grey_level, white_level), detail = CONTRASTS[contrast]
-    csf_level, grey_level, white_level = (v * rng.uniform(1 - s, 1 + s) for v, s in ((csf_level, 0.15), (grey_level, 0.06), (white_level, 0.04)))
+    csf_level, grey_level, white_level = (
+        v * rng.uniform(1 - s, 1 + s) for v, s in ((csf_level, 0.15), (grey_level, 0.06), (white_level, 0.04))
+    )
     total = np.maximum(grey + white, 1e-3)
     tissue = np.clip(grey + white, 0, 1)
     ideal = tissue * (grey * grey_level + white * white_level) / total + (1 - tissue) * csf_level
@@ -204,7 +213,10 @@ def _write(image: nib.Nifti1Image, path: Path) -> None:
     """The same image always gives the same bytes: no time stamp and no file name in the gzip header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=4) as packed:
+    with (
+        open(part, "wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=4) as packed,
+    ):
         packed.write(image.to_bytes())
     os.replace(part, path)
 
@@ -224,11 +236,14 @@ def write_cohort(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         if not force or not (folder / "participants.tsv").exists():
-            raise ScanError(f"{folder}: is not empty; choose another folder" + ("" if force else ", or force to replace a cohort"))
+            raise ScanError(
+                f"{folder}: is not empty; choose another folder" + ("" if force else ", or force to replace a cohort")
+            )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     description = {"Name": "Simulated brain MRI (madad_lite)", "BIDSVersion": "1.8.0", "DatasetType": "derivative",
-                   "GeneratedBy": [{"Name": "madad_lite.phantom", "Description": "simulated from the MNI152 2009a template; no real patient"}]}  # fmt: skip
+                   "GeneratedBy": [{"Name": "madad_lite.phantom", 
+                    "Description": "simulated from the MNI152 2009a template; no real patient"}]}  # fmt: skip
     (folder / "dataset_description.json").write_text(json.dumps(description, indent=1) + "\n")
     rows = ["participant_id\tgroup\tlesion\tvolume_ml\tseed\tspacing"]
     for i in tqdm(range(normal + patients), desc="simulating", unit="subject", disable=not progress):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -169,11 +170,14 @@ class MadAdPipeline(DiffusionPipeline):
             # drawn slice by slice, so that the batch size does not matter
             noise = None
             if eta > 0:
-                draws = [torch.randn(steps, *z0.shape[1:], generator=generator, device=generator.device if generator else "cpu") for _ in z0]
+                draws = [
+                    torch.randn(steps, *z0.shape[1:], generator=generator, device=generator.device if generator else "cpu")
+                    for _ in z0
+                ]
                 noise = torch.stack(draws, 1).to(self.device)  # (S, N, C, h, w)
             result = selective_reverse(
                 self.denoiser, z0.to(self.device), self.scheduler, num_inference_steps=steps, eta=eta, threshold=threshold,
-                step_noise=noise, on_step=lambda n=len(batch): bar.update(n),
+                step_noise=noise, on_step=partial(bar.update, len(batch)),
             )  # fmt: skip
             encoded.append(z0)
             parts.append(result)

@@ -1,9 +1,9 @@
 """The folder of a training run: its settings, its log and its checkpoint.
 
-    config.json      the settings, for a resume to be checked against
-    log.jsonl        one line a logged step: losses, learning rate, validation
-    checkpoint.pt    everything that an exact resume needs; replaced atomically
-    best/  last/     weights in the diffusers layout (safetensors)
+config.json      the settings, for a resume to be checked against
+log.jsonl        one line a logged step: losses, learning rate, validation
+checkpoint.pt    everything that an exact resume needs; replaced atomically
+best/  last/     weights in the diffusers layout (safetensors)
 """
 
 from __future__ import annotations
@@ -26,14 +26,6 @@ def write_json(path: Path, content: object) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(part, path)
-
-
-def read_log(folder: str | Path) -> list[dict]:
-    """The lines of a run's log.jsonl, oldest first."""
-    path = Path(folder) / "log.jsonl"
-    if not path.exists():
-        raise RunError(f"{path}: no training log there; give the folder of a training run")
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def save_model(model, folder: Path) -> None:
@@ -79,10 +71,11 @@ class Run:
             return None
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if self.is_main:
-            kept = [line for line in read_log(self.folder) if line["step"] <= state["step"]]
-            part = self.folder / "log.jsonl.part"
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(part, self.folder / "log.jsonl")
+            log = self.folder / "log.jsonl"
+            kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= state["step"]]
+            part = log.with_name("log.jsonl.part")
+            part.write_text("".join(line + "\n" for line in kept))
+            os.replace(part, log)
         return state
 
     def save(self, state: dict) -> None:

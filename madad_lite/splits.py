@@ -30,9 +30,7 @@ def split_subjects(
     """
     fractions = tuple(float(f) for f in fractions)
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(
-            f"fractions must be three numbers >= 0 that add up to 1, for train, val, test; not {fractions}"
-        )
+        raise ValueError(f"fractions must be three numbers >= 0 that add up to 1, for train, val, test; not {fractions}")
     share = dict(zip(SPLITS, fractions))
     wanted = [s for s in (SPLITS if fractions[0] else ("test", "val")) if share[s]]
     subjects = set(subjects)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration
 from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
@@ -94,7 +93,9 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
         cuda = torch.cuda.is_available()
         precision = ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if cuda else "no"
     return Accelerator(
-        mixed_precision=precision, dataloader_config=DataLoaderConfiguration(split_batches=True), step_scheduler_with_optimizer=False
+        mixed_precision=precision,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        step_scheduler_with_optimizer=False,
     )
 
 
@@ -174,7 +175,12 @@ def _train(
                 if not math.isfinite(shown["loss"]):
                     raise FloatingPointError(f"{out}: the loss is {shown['loss']} at step {step}; try a lower learning rate")
                 bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items()})
-                line = {"step": step, "epoch": round(step / order.per_epoch, 3), "lr": schedule.get_last_lr()[0], **shown}
+                line = {
+                    "step": step,
+                    "epoch": round(step / order.per_epoch, 3),
+                    "lr": schedule.get_last_lr()[0],
+                    **shown,
+                }
                 if accelerator.is_main_process and (step % config.validate_every == 0 or last):
                     measured = averaged(lambda: validate(plain, accelerator.device))
                     line.update(measured)
@@ -235,7 +241,10 @@ def train_autoencoder(
     def validate(model, device):
         with torch.no_grad():
             parts = [
-                (_autoencoder_losses(model, x.to(device), config, sample=False), latent.decode(model, latent.encode(model, x.to(device))))
+                (
+                    _autoencoder_losses(model, x.to(device), config, sample=False),
+                    latent.decode(model, latent.encode(model, x.to(device))),
+                )
                 for x in val_images.split(16)
             ]
         losses = {f"val_{k}": float(np.mean([p[0][k].item() for p in parts])) for k in parts[0][0]}
@@ -296,8 +305,11 @@ def encode_latents(
     folder.mkdir(parents=True, exist_ok=True)
     splits = {s: SliceDataset(data, s, lesion_free=True) for s in ("train", "val")}
     weights = hashlib.sha256(b"".join(p.cpu().float().numpy().tobytes() for p in autoencoder.parameters())).hexdigest()
-    described = {"autoencoder": weights, "scans": {s: list(d.scan_ids) for s, d in splits.items()}, "slices": {s: len(d) for s, d in splits.items()},
-                 "variants": config.variants, "brain": [config.brain_fraction, config.brain_block], "seed": config.seed}  # fmt: skip
+    described = {
+        "autoencoder": weights, "scans": {s: list(d.scan_ids) for s, d in splits.items()},
+        "slices": {s: len(d) for s, d in splits.items()}, "variants": config.variants,
+        "brain": [config.brain_fraction, config.brain_block], "seed": config.seed,
+    }  # fmt: skip
     stamp = folder / "latents.json"
     if stamp.exists() and json.loads(stamp.read_text()) == described:
         return folder
@@ -310,7 +322,10 @@ def encode_latents(
         shapes = {"mean": (channels, *side), "std": (channels, *side), "brain": (1, *side)}
         stored = {
             k: np.lib.format.open_memmap(
-                folder / f"{split}-{k}.npy.part", "w+", dtype=bool if k == "brain" else np.float16, shape=(variants * len(dataset), *shape)
+                folder / f"{split}-{k}.npy.part",
+                "w+",
+                dtype=bool if k == "brain" else np.float16,
+                shape=(variants * len(dataset), *shape),
             )
             for k, shape in shapes.items()
         }

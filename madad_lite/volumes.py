@@ -162,7 +162,9 @@ def register_to_mni(image: nib.Nifti1Image) -> np.ndarray:
     try:
         import SimpleITK as sitk
     except ImportError:
-        raise ImportError('registration needs SimpleITK: pip install "madad-lite[prep]"; or turn it off (register=False)') from None
+        raise ImportError(
+            'registration needs SimpleITK: pip install "madad-lite[prep]"; or turn it off (register=False)'
+        ) from None
     from nibabel.processing import resample_to_output
 
     def itk(volume: nib.Nifti1Image) -> sitk.Image:
@@ -176,9 +178,7 @@ def register_to_mni(image: nib.Nifti1Image) -> np.ndarray:
 
     fixed, moving = itk(template("t1")), itk(image)
     transform = sitk.AffineTransform(
-        sitk.CenteredTransformInitializer(
-            fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
-        )
+        sitk.CenteredTransformInitializer(fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS)
     )
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
@@ -272,7 +272,9 @@ def prepare_volume(
             to_mni = register_to_mni(scan if mask is None else nib.Nifti1Image(np.where(mask, data, 0), affine))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ScanError(f"{path}: cannot be registered to MNI152 ({reason}); register it by hand and use register=False") from None
+            raise ScanError(
+                f"{path}: cannot be registered to MNI152 ({reason}); register it by hand and use register=False"
+            ) from None
     if mask is None:
         reference = template("brain")
         to_template = np.linalg.inv(reference.affine) @ to_mni @ affine

@@ -49,9 +49,7 @@ def explorer(draw: Callable, **controls: ipywidgets.Widget) -> ipywidgets.VBox:
 
 def _int_slider(text: str, value: int, low: int, high: int):
     # Only the value where the mouse is let go is drawn: over a slow connection (Colab) each drawing takes a moment.
-    return ipywidgets.IntSlider(
-        value, min=low, max=high, description=text, continuous_update=False, style=_STYLE, layout=_WIDE
-    )
+    return ipywidgets.IntSlider(value, min=low, max=high, description=text, continuous_update=False, style=_STYLE, layout=_WIDE)
 
 
 def _float_slider(text: str, value: float, low: float, high: float, step: float):
@@ -114,9 +112,7 @@ def mask_explorer(
         generator = torch.Generator().manual_seed(seed)
         share = {(1, 2, 4, 8): (0.2, 0.3, 0.3, 0.2)}.get(side, (1.0,))
         masks = [
-            random_patch_mask(
-                1, size, brain=brain, generator=generator, sides=side, side_probabilities=share, max_ratio=ratio
-            )
+            random_patch_mask(1, size, brain=brain, generator=generator, sides=side, side_probabilities=share, max_ratio=ratio)
             for _ in range(examples)
         ]
         return plotting.mask_examples(torch.cat(masks), brain=brain, images=image)

@@ -90,9 +90,11 @@ pipe = MadAdPipeline.from_pretrained("t1").to(DEVICE)
 def subject(name, seed, **options):
     """Simulate, write as NIfTI, prepare: slices (n, H, W) in [-1, 1] with brain and lesion masks."""
     simulated = simulate_subject(seed, **options)
-    for part, image in {"t1": simulated.images["t1"], "brain": simulated.brain, "lesion": simulated.lesion}.items():
-        save_nifti(image, WORK / f"{name}_{part}.nii.gz")
-    return pipe.prepare(WORK / f"{name}_t1.nii.gz", brain=WORK / f"{name}_brain.nii.gz", lesion=WORK / f"{name}_lesion.nii.gz")
+    parts = {"t1": simulated.images["t1"], "brain": simulated.brain, "lesion": simulated.lesion}
+    files = {part: WORK / f"{name}_{part}.nii.gz" for part in parts}
+    for part, image in parts.items():
+        save_nifti(image, files[part])
+    return pipe.prepare(files["t1"], brain=files["brain"], lesion=files["lesion"])
 
 
 patient = subject("patient", 9001, lesion="stroke", volume_ml=25)
@@ -106,31 +108,43 @@ assert patient.lesion.any() and not healthy.lesion.any()
 k = int(patient.lesion.sum((1, 2)).argmax())
 height = patient.geometry.slice_index[k]
 k_healthy = healthy.geometry.slice_index.index(height)
-x_sick, x_well = patient.image[k][None, None], healthy.image[k_healthy][None, None]  # (1, 1, H, W)
-b_sick, b_well = patient.brain[k][None, None], healthy.brain[k_healthy][None, None]
+x_sick, b_sick = (torch.from_numpy(a[[k]])[:, None] for a in (patient.image, patient.brain))  # (1, 1, H, W)
+x_well, b_well = (torch.from_numpy(a[[k_healthy]])[:, None] for a in (healthy.image, healthy.brain))
 truth = torch.from_numpy(patient.lesion[k])  # (H, W), where the stroke really is
-plotting.slice_grid(np.concatenate([x_sick, x_well])[:, 0], titles=["patient", "healthy"], truth=np.stack([truth, 0 * truth]))
+slices = torch.cat([x_sick, x_well])
+plotting.slice_grid(slices, titles=["patient", "healthy"], truth=torch.stack([truth, 0 * truth]))
 
 # %% [markdown]
 # ## 3. First a test with a known answer
 #
 # Before we trust the network with a lesion, we ask it something to which we know the answer. We take the *healthy* slice, replace one
-# block of its latent by noise, as in training, and see whether the network finds **exactly that block**.
+# block of its latent by noise, as in training, and see whether the network finds **exactly that block**. First a small
+# function that asks the network.
 
 # %%
+@torch.no_grad()
+def ask(z, t):
+    """What the network says about z (1, C, h, w) at step t: z0_hat (1, C, h, w) and M_hat (1, 1, h, w)."""
+    z0_hat, logits = pipe.denoiser(z.to(DEVICE), torch.tensor([t], device=DEVICE))
+    return z0_hat.cpu(), logits.sigmoid().cpu()
+
+
 scheduler = make_scheduler()
-z_well = pipe.encode(torch.from_numpy(x_well))  # (1, C, h, w)
+z_well = pipe.encode(x_well)  # (1, C, h, w)
 h, w = z_well.shape[2:]
-cells_well = brain_cells(torch.from_numpy(b_well), (h, w), 0.5)  # (1, 1, h, w)
+assert ask(z_well, 9)[0].shape == z_well.shape and ask(z_well, 9)[1].shape == (1, 1, h, w)
+
+# %% [markdown]
+# The block is $4 \times 4$ cells, 32 mm. At $t = 9$ nothing but noise is left in it.
+
+# %%
+cells_well = brain_cells(b_well, (h, w), 0.5)  # (1, 1, h, w)
 M = torch.zeros(1, 1, h, w)
-M[..., h // 2 - 2 : h // 2 + 2, w // 4 : w // 4 + 4] = 1  # 4 x 4 cells, 32 mm
+M[..., h // 2 - 2 : h // 2 + 2, w // 4 : w // 4 + 4] = 1
 assert cells_well[M.bool()].all()  # all of it on brain
-generator = torch.Generator().manual_seed(0)
-eps = torch.randn(z_well.shape, generator=generator)
-z_noised = masked_forward(z_well, eps, M, torch.tensor([9]), scheduler)  # t = 9: nothing but noise left
-with torch.no_grad():
-    z0_hat, logits = (x.cpu() for x in pipe.denoiser(z_noised.to(DEVICE), torch.tensor([9], device=DEVICE)))
-found = (logits.sigmoid() > 0.5).float()
+eps = torch.randn(z_well.shape, generator=torch.Generator().manual_seed(0))
+z_noised = masked_forward(z_well, eps, M, torch.tensor([9]), scheduler)
+found = (ask(z_noised, 9)[1] > 0.5).float()
 overlap = (2 * (found * M).sum() / (found + M).sum()).item()
 print("found and noised cells agree, Dice above 0.9:", overlap > 0.9)
 assert overlap > 0.8
@@ -174,14 +188,13 @@ plotting.mask_examples(torch.cat([nothing, M, found, nothing]), images=pictures,
 
 # %%
 abar = scheduler.alphas_cumprod  # (T,)
-z = z_sick = pipe.encode(torch.from_numpy(x_sick))  # (1, C, h, w): the scan's own latent, no noise
+z = z_sick = pipe.encode(x_sick)  # (1, C, h, w): the scan's own latent, no noise
 for t in range(9, -1, -1):
-    with torch.no_grad():
-        z0_hat, logits = (x.cpu() for x in pipe.denoiser(z.to(DEVICE), torch.tensor([t], device=DEVICE)))  # 1.
+    z0_hat, M_hat = ask(z, t)  # 1.
     abar_before = abar[t - 1] if t > 0 else torch.tensor(1.0)
     eps_hat = (z - abar[t].sqrt() * z0_hat) / (1 - abar[t]).sqrt()
     step = abar_before.sqrt() * z0_hat + (1 - abar_before).sqrt() * eps_hat  # 2. with eta = 0
-    z = torch.where(logits.sigmoid() > 0.5, step, z)  # 3.
+    z = torch.where(M_hat > 0.5, step, z)  # 3.
 by_hand = z
 
 # %% [markdown]
@@ -226,8 +239,9 @@ plotting.trajectory(out, 0, decoded)
 
 # %%
 never = ~changed_cells
-assert torch.equal(out.trajectory[-1][0][:, never], z_sick[0][:, never])
-print("cells never marked are the same to the last bit:", torch.equal(out.trajectory[-1][0][:, never], z_sick[0][:, never]))
+same = torch.equal(out.trajectory[-1][0][:, never], z_sick[0][:, never])
+print("cells never marked are the same to the last bit:", same)
+assert same
 plotting.reverse_step(out, 0, 0, decoded)
 
 # %% [markdown]
@@ -246,13 +260,14 @@ widgets.step_slider(out, 0, decoded)
 # %%
 f = x_sick.shape[2] // h
 lesion_cells = F.avg_pool2d(truth[None, None].float(), f)[0, 0] >= 0.5  # (h, w)
-other_cells = brain_cells(torch.from_numpy(b_sick), (h, w), 0.5)[0, 0] & (F.max_pool2d(truth[None, None].float(), f)[0, 0] == 0)
+touched = F.max_pool2d(truth[None, None].float(), f)[0, 0] > 0
+other_cells = brain_cells(b_sick, (h, w), 0.5)[0, 0] & ~touched
 p = out.mask_probability[:, 0, 0]  # (S, h, w)
 in_lesion, elsewhere = p[:, lesion_cells].mean(1), p[:, other_cells].mean(1)
 fig, ax = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
 ax.plot(out.timesteps, in_lesion, "o-", label="in the lesion")
 ax.plot(out.timesteps, elsewhere, "s--", label="elsewhere in the brain")
-ax.set(xlabel="step t (the process runs from left to right)", ylabel="mean probability of 'noised'", ylim=(-0.02, 1.02))
+ax.set(xlabel="step t (from left to right)", ylabel="mean probability of 'noised'", ylim=(-0.02, 1.02))
 ax.invert_xaxis()
 ax.legend(frameon=False)
 plt.close(fig)
@@ -289,7 +304,9 @@ seeds = range(9001, 9009) if FULL_SETTINGS else [9001]
 group = [patient] + [subject(f"patient{s}", s, lesion="stroke", volume_ml=25) for s in seeds[1:]]
 rows = [(s, i) for s in group for i in s.lesion.sum((1, 2)).nonzero()[0]]
 rows = rows if FULL_SETTINGS else sorted(rows, key=lambda r: -r[0].lesion[r[1]].sum())[:6]  # the six largest
-x, brain, lesion = (torch.from_numpy(np.stack([getattr(s, a)[i] for s, i in rows]))[:, None] for a in ("image", "brain", "lesion"))
+x, brain, lesion = (
+    torch.from_numpy(np.stack([getattr(s, name)[i] for s, i in rows]))[:, None] for name in ("image", "brain", "lesion")
+)
 
 
 def heal(**options):
@@ -324,10 +341,8 @@ plotting.slice_grid(
 # %%
 def spread(eta, seeds=4):
     """Standard deviation over several runs on the slice with the largest lesion, (H, W)."""
-    runs = [
-        pipe(x[[0]], brain=brain[[0]], eta=eta, generator=torch.Generator().manual_seed(seed), progress=False).healed
-        for seed in range(seeds)
-    ]
+    draws = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
+    runs = [pipe(x[[0]], brain=brain[[0]], eta=eta, generator=g, progress=False).healed for g in draws]
     return torch.cat(runs).std(0)[0]
 
 
@@ -352,7 +367,8 @@ thresholds = [0.1, 0.3, 0.5, 0.7, 0.9]
 outputs = [heal(mask_threshold=c, eta=0.0) for c in thresholds]
 inside = F.avg_pool2d(lesion.float(), f)[:, 0] >= 0.5  # (N, h, w) cells of the lesion
 outside = (F.max_pool2d(lesion.float(), f)[:, 0] == 0) & brain_cells(brain, (h, w), 0.5)[:, 0]
-share = [[o.replaced[:, :, 0].any(0)[where].float().mean().item() for o in outputs] for where in (inside, outside)]
+ever = [o.replaced[:, :, 0].any(0) for o in outputs]  # (N, h, w) each
+share = [[cells[where].float().mean().item() for cells in ever] for where in (inside, outside)]
 fig, ax = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
 ax.plot(thresholds, share[0], "o-", label="lesion")
 ax.plot(thresholds, share[1], "s--", label="healthy brain")
@@ -381,18 +397,17 @@ plotting.compare_methods(dice)
 # discs of equal size onto the healthy slice, with a sharp border and with a very soft one, from faint to strong.
 
 # %%
-rows_, columns_ = np.mgrid[: x_well.shape[2], : x_well.shape[3]]
-distance = np.hypot(rows_ - x_well.shape[2] // 2, columns_ - x_well.shape[3] // 3)  # pixels from the centre
-shapes = {"sharp": (distance < 8).astype(np.float32), "smooth": np.exp(-0.5 * (distance / 8) ** 2).astype(np.float32)}
-strengths = [0.1, 0.2, 0.4, 0.6, 0.8]
-discs = {name: torch.from_numpy(np.concatenate([np.clip(x_well - s * shape * b_well, -1, 1) for s in strengths]))
-         for name, shape in shapes.items()}  # fmt: skip
-answers = {name: pipe(d, brain=b_well.repeat(len(d), 0), eta=0.0, progress=False) for name, d in discs.items()}
-core = F.avg_pool2d(torch.from_numpy(distance < 8)[None, None].float(), f)[0, 0] >= 0.5
+i, j = torch.meshgrid(*map(torch.arange, x_well.shape[2:]), indexing="ij")
+distance = torch.hypot(i - x_well.shape[2] / 2, j - x_well.shape[3] / 3)  # (H, W), pixels from the centre
+shapes = {"sharp": (distance < 8).float(), "smooth": torch.exp(-0.5 * (distance / 8) ** 2)}
+strengths = torch.tensor([0.1, 0.2, 0.4, 0.6, 0.8]).view(-1, 1, 1, 1)
+discs = {name: (x_well - strengths * shape * b_well).clamp(-1, 1) for name, shape in shapes.items()}  # (5, 1, H, W)
+answers = {name: pipe(d, brain=b_well.expand_as(d), eta=0.0, progress=False) for name, d in discs.items()}
+core = F.avg_pool2d((distance < 8)[None, None].float(), f)[0, 0] >= 0.5  # (h, w)
 seen = {name: o.replaced[:, :, 0].any(0)[:, core].float().mean(1) for name, o in answers.items()}
 assert seen["sharp"][-1] >= seen["smooth"][0]  # strong and sharp is found at least as well as faint and smooth
 plotting.slice_grid(torch.cat([d[[0, 2, 4]] for d in discs.values()]), columns=6,
-                    titles=[f"{name}, {strengths[i]}" for name in discs for i in (0, 2, 4)])  # fmt: skip
+                    titles=[f"{name}, {s}" for name in discs for s in (0.1, 0.4, 0.8)])  # fmt: skip
 
 # %% [markdown]
 # How much of the disc does the network replace?
@@ -400,8 +415,8 @@ plotting.slice_grid(torch.cat([d[[0, 2, 4]] for d in discs.values()]), columns=6
 # %%
 fig, ax = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
 for (name, values), style in zip(seen.items(), ("o-", "s--")):
-    ax.plot(strengths, values, style, label=name)
-ax.set(xlabel="how much darker (white to grey matter: about 0.3)", ylabel="share of the disc's cells replaced", ylim=(-0.02, 1.02))
+    ax.plot(strengths.flatten(), values, style, label=name)
+ax.set(xlabel="how much darker", ylabel="share of the disc's cells replaced", ylim=(-0.02, 1.02))
 ax.legend(frameon=False)
 plt.close(fig)
 fig
@@ -464,9 +479,7 @@ if M_one is None:
 else:
     assert M_one.shape == (1, 1, h, w) and M_one.sum() == 1 and cells_well[M_one.bool()].all(), "one cell, on brain"
     z_one = masked_forward(z_well, eps, M_one, torch.tensor([9]), scheduler)
-    with torch.no_grad():
-        p_one = pipe.denoiser(z_one.to(DEVICE), torch.tensor([9], device=DEVICE))[1].sigmoid().cpu()
-    print("Exercise 2: right. Found:", bool(p_one[M_one.bool()] > 0.5))
+    print("Exercise 2: right. Found:", bool(ask(z_one, 9)[1][M_one.bool()] > 0.5))
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from madad_lite.data import prepare_folder
 from madad_lite.phantom import write_cohort
 from madad_lite.volumes import Grid

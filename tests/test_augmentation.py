@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from madad_lite import augmentation
 
 

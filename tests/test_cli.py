@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from madad_lite.cli import main
 
 
@@ -18,7 +19,11 @@ def detected(patient_scan, tmp_path_factory):
 
 def test_detect_writes_its_three_files(detected, patient_scan):
     name = Path(patient_scan["image"]).name.removesuffix(".nii.gz")
-    assert {p.name for p in detected.iterdir()} == {f"{name}_anomaly.nii.gz", f"{name}_healed.nii.gz", f"{name}_report.png"}
+    assert {p.name for p in detected.iterdir()} == {
+        f"{name}_anomaly.nii.gz",
+        f"{name}_healed.nii.gz",
+        f"{name}_report.png",
+    }
     scan, anomaly = nib.load(patient_scan["image"]), nib.load(detected / f"{name}_anomaly.nii.gz")
     assert anomaly.shape == scan.shape and np.array_equal(anomaly.affine, scan.affine)
     assert anomaly.get_data_dtype() == np.float32

@@ -1,4 +1,4 @@
-"""Layouts, splits, preparation of folders, slice datasets, PNG export. Tiny brains: 4 mm scans, 8 mm slices."""
+"""Preparation of folders, slice datasets, PNG export. Tiny brains: 4 mm scans, 8 mm slices."""
 
 import json
 import os
@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from madad_lite import data
-from madad_lite.data import Manifest, SliceDataset, export_png, find_scans, prepare_folder, split_subjects
-from madad_lite.layouts import contrast_of
+from madad_lite.data import Manifest, SliceDataset, export_png, prepare_folder
 from madad_lite.volumes import Geometry, Grid, ScanError
 
 GRID = Grid(spacing=8.0, size=24)
@@ -36,14 +35,6 @@ def write(path, values, affine=AFFINE):
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(values, affine), path)
     return path
-
-
-def touch(folder, *names):
-    """Empty files: finding scans goes by names only."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
 
 
 def ixi_folder(folder, n=4):
@@ -75,167 +66,6 @@ def cohort(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(cohort, tmp_path_factory):
     return prepare(cohort, tmp_path_factory.mktemp("prepared") / "set")
-
-
-# ---------------------------------------------------------------------------------------------------- layouts
-
-
-@pytest.mark.parametrize(
-    ("name", "contrast"),
-    [
-        ("IXI002-Guys-0828-T1", "t1"), ("sub-0001_ce-gadolinium_T1w", "t1ce"), ("BraTS2021_00000_t1ce", "t1ce"),
-        ("pat0001_t1c", "t1ce"), ("patient19_t1post", "t1ce"), ("T1w", "t1"), ("t1gd", "t1ce"),
-        ("sub-1_FLAIR", "flair"), ("x_T2w", "t2"), ("BRATS_001", None), ("BraTS-GLI-00000-000-t2f", "flair"),
-    ],
-)  # fmt: skip
-def test_contrast_from_name(name, contrast):
-    assert contrast_of(name) == contrast
-
-
-def test_ixi(tmp_path):
-    touch(tmp_path, "IXI002-Guys-0828-T1.nii.gz", "IXI012-HH-1211_T1_brain.nii.gz", "IXI002-Guys-0828-T2.nii.gz")
-    scans = find_scans(tmp_path)
-    assert [(s.scan_id, s.subject, s.group, s.lesion) for s in scans] == [
-        ("IXI002-Guys-0828-T1", "IXI002", "normal", None),
-        ("IXI012-HH-1211_T1_brain", "IXI012", "normal", None),
-    ]
-    assert [s.scan_id for s in find_scans(tmp_path, "t2")] == ["IXI002-Guys-0828-T2"]
-
-
-def test_atlas(tmp_path):
-    for subject in ("sub-r001s001", "sub-r001s002"):
-        stem = f"{subject}_ses-1_space-MNI152NLin2009aSym"
-        names = f"{stem}_T1w.nii.gz", f"{stem}_label-L_desc-T1lesion_mask.nii.gz"
-        touch(tmp_path / "Training/R001" / subject / "ses-1/anat", *names)
-    touch(tmp_path, "Testing/R001/sub-r099s001/ses-1/anat/sub-r099s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz")
-    scans = find_scans(tmp_path)
-    assert [(s.subject, s.group, s.lesion is not None) for s in scans] == [
-        ("sub-r001s001", "patient", True), ("sub-r001s002", "patient", True), ("sub-r099s001", "patient", False),
-    ]  # fmt: skip
-    assert scans[0].lesion.name == "sub-r001s001_ses-1_space-MNI152NLin2009aSym_label-L_desc-T1lesion_mask.nii.gz"
-    assert scans[0].brain is None
-
-
-def test_bids_masks_stay_in_their_session(tmp_path):
-    for ses in ("ses-1", "ses-2"):
-        touch(tmp_path, f"sub-1/anat/sub-1_{ses}_T1w.nii.gz")
-    touch(tmp_path, "sub-1/anat/sub-1_ses-2_label-lesion_mask.nii.gz", "sub-1/anat/sub-1_desc-brain_mask.nii.gz")
-    first, second = find_scans(tmp_path)
-    assert first.lesion is None and second.lesion.name == "sub-1_ses-2_label-lesion_mask.nii.gz"
-    assert first.brain == second.brain and first.subject == second.subject == "sub-1"
-
-
-def test_brats(tmp_path):
-    names = [f"BraTS2021_00000/BraTS2021_00000_{c}.nii.gz" for c in ("t1", "t1ce", "t2", "flair", "seg")]
-    touch(tmp_path, *names)
-    for contrast, ending in (("t1", "t1"), ("t1ce", "t1ce"), ("t2", "t2"), ("flair", "flair")):
-        (scan,) = find_scans(tmp_path, contrast)
-        assert scan.image.name == f"BraTS2021_00000_{ending}.nii.gz"
-        assert (scan.subject, scan.group) == ("BraTS2021_00000", "patient")
-        assert scan.lesion.name == "BraTS2021_00000_seg.nii.gz"
-
-
-def test_brats_visits_of_one_person(tmp_path):
-    for visit in ("000", "001"):
-        touch(tmp_path, *(f"BraTS-GLI-00005-{visit}/BraTS-GLI-00005-{visit}-{c}.nii.gz" for c in ("t1n", "t1c", "seg")))
-    scans = find_scans(tmp_path)
-    assert [s.subject for s in scans] == ["BraTS-GLI-00005"] * 2 and all(s.lesion for s in scans)
-    assert find_scans(tmp_path, "t1ce")[0].image.name == "BraTS-GLI-00005-000-t1c.nii.gz"
-
-
-def test_glioma_and_ms(tmp_path):
-    visit = "brats_2013_pat0001_1"
-    touch(tmp_path / "glioma" / visit, *(f"{visit}_{c}.nii.gz" for c in ("flair", "t1c", "seg")))
-    touch(tmp_path / "ms/patient07", *(f"patient07_{c}.nii.gz" for c in ("t1", "t1post", "t2", "flair", "seg")))
-    (glioma,), (ms,) = find_scans(tmp_path / "glioma", "flair"), find_scans(tmp_path / "ms", "t1ce")
-    assert (glioma.subject, glioma.lesion.name) == ("brats_2013_pat0001", "brats_2013_pat0001_1_seg.nii.gz")
-    assert (ms.subject, ms.image.name) == ("patient07", "patient07_t1post.nii.gz")
-    assert ms.lesion.name == "patient07_seg.nii.gz"
-    with pytest.raises(ScanError, match="no t1 scan in the layout 'glioma'; there is: flair, t1ce"):
-        find_scans(tmp_path / "glioma", "t1")
-
-
-def test_msd(tmp_path):
-    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
-    touch(tmp_path, "imagesTs/BRATS_009.nii.gz")
-    described = {
-        "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
-        "training": [{"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}],
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(described))
-    for channel, contrast in enumerate(("flair", "t1", "t1ce", "t2")):
-        (scan,) = find_scans(tmp_path, contrast)
-        assert (scan.channel, scan.image.name, scan.lesion.parent.name) == (channel, "BRATS_001.nii.gz", "labelsTr")
-    (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(ScanError, match="dataset.json: does not describe"):
-        find_scans(tmp_path)
-
-
-def test_plain(tmp_path):
-    touch(tmp_path, "anna.nii.gz", "anna_brain_mask.nii.gz", "deep/T1.nii.gz")
-    touch(tmp_path, "bert_T1.nii", "bert_FLAIR.nii", "bert_T1_lesion.nii")
-    scans = {s.subject: s for s in find_scans(tmp_path)}
-    assert set(scans) == {"anna", "bert", "deep"}
-    assert scans["anna"].brain.name == "anna_brain_mask.nii.gz" and scans["anna"].group == "normal"
-    assert scans["bert"].lesion.name == "bert_T1_lesion.nii" and scans["bert"].group == "patient"
-
-
-def test_plain_same_names_get_different_ids(tmp_path):
-    touch(tmp_path, "a/T1.nii.gz", "b/T1.nii.gz")
-    assert [(s.scan_id, s.subject) for s in find_scans(tmp_path)] == [("a-T1.nii.gz", "a"), ("b-T1.nii.gz", "b")]
-
-
-def test_group_from_participants_table(tmp_path):
-    touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz")
-    (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tnormal\nsub-2\tpatient\n")
-    assert [s.group for s in find_scans(tmp_path)] == ["normal", "patient"]
-
-
-@pytest.mark.parametrize(
-    ("contrast", "layout", "message"),
-    [("t9", "auto", "not a contrast"), ("t1", "xyz", "not a layout"), ("t1", "auto", "no NIfTI file")],
-)
-def test_find_scans_refuses(tmp_path, contrast, layout, message):
-    with pytest.raises(ScanError, match=message):
-        find_scans(tmp_path, contrast, layout)
-
-
-def test_find_scans_needs_a_folder(tmp_path):
-    with pytest.raises(ScanError, match="nowhere: no such folder"):
-        find_scans(tmp_path / "nowhere")
-
-
-# ----------------------------------------------------------------------------------------------------- splits
-
-
-def test_split_counts_and_order():
-    subjects = [f"s{i}" for i in range(20)]
-    split = split_subjects(subjects, (0.8, 0.1, 0.1), seed=3)
-    assert [list(split.values()).count(s) for s in ("train", "val", "test")] == [16, 2, 2]
-    assert split == split_subjects(reversed(subjects), (0.8, 0.1, 0.1), seed=3)
-    assert split != split_subjects(subjects, (0.8, 0.1, 0.1), seed=4)
-
-
-@pytest.mark.parametrize(("n", "counts"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (5, [3, 1, 1])])
-def test_small_splits(n, counts):
-    split = split_subjects(map(str, range(n)))
-    assert [list(split.values()).count(s) for s in ("train", "val", "test")] == counts
-
-
-def test_one_patient_is_for_testing():
-    assert split_subjects(["p"], (0, 0.5, 0.5)) == {"p": "test"}
-
-
-def test_split_keeps_what_is_assigned():
-    before = split_subjects(map(str, range(10)))
-    after = split_subjects(map(str, range(20)), assigned=before)
-    assert all(after[s] == before[s] for s in before)
-    assert [list(after.values()).count(s) for s in ("train", "val", "test")] == [16, 2, 2]
-
-
-def test_split_refuses_wrong_fractions():
-    with pytest.raises(ValueError, match="add up to 1"):
-        split_subjects(["a"], (0.8, 0.1, 0.2))
 
 
 # ------------------------------------------------------------------------------------------------ preparation
@@ -373,6 +203,13 @@ def test_an_unexpected_error_skips_one_scan_only(tmp_path, monkeypatch):
     manifest = prepare(ixi_folder(tmp_path / "in", 3), tmp_path / "out")
     assert [s["subject"] for s in manifest.scans()] == ["IXI000", "IXI002"]
     assert manifest.skipped[0][1] == "RuntimeError: two lines"
+
+
+def test_a_missing_library_stops_everything(cohort, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)  # as if it were not installed
+    with pytest.raises(ScanError, match="registration needs SimpleITK"):
+        prepare(cohort, tmp_path / "out", register=True)
+    assert list((tmp_path / "out/scans").iterdir()) == []
 
 
 def test_parallel_gives_the_same_and_works_without_a_main_guard(cohort, prepared, tmp_path):

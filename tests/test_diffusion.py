@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from madad_lite.diffusion import denoising_losses, make_scheduler, masked_forward, selective_reverse
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderKL
+
 from madad_lite import latent
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from madad_lite.masking import brain_cells, random_patch_mask
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
+
 from madad_lite.model import SIZES, Denoiser
 
 

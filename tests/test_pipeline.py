@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
 from madad_lite.diffusion import make_scheduler
 from madad_lite.latent import make_autoencoder
 from madad_lite.model import Denoiser

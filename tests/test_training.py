@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+
 from madad_lite import training
 from madad_lite.model import Denoiser
-from madad_lite.runs import BatchOrder, RunError, read_log
+from madad_lite.plotting import read_log
+from madad_lite.runs import BatchOrder, RunError
 
 TINY = dict(batch_size=4, validate_every=10, checkpoint_every=5, warmup_steps=1, ema_decay=0.9)
 
@@ -59,7 +61,9 @@ def test_stopped_and_resumed_is_the_same_to_the_last_bit(prepared_cohort, autoen
     config = training.DenoiserConfig(steps=12, dropout=0.1, variants=1, **TINY)
 
     def run(name, **options):
-        return training.train_denoiser(prepared_cohort, autoencoder_run / "best", tmp_path / name, config, progress=False, **options)
+        return training.train_denoiser(
+            prepared_cohort, autoencoder_run / "best", tmp_path / name, config, progress=False, **options
+        )
 
     whole = run("whole")
     losses = training.denoising_losses

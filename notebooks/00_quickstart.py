@@ -1,0 +1,471 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 00 · Quickstart: a scan in, an anomaly map out
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/00_quickstart.ipynb)
+#
+# A network has seen nothing but normal brains. You give it the scan of a patient. Whatever it cannot believe, it replaces
+# by what a normal brain would have there. The difference between the scan and this *healed* copy is a map of the
+# abnormal: a tumour, a stroke, a scar. That is **MAD-AD**, masked diffusion for anomaly detection
+# ([Beizaee et al., IPMI 2025](https://arxiv.org/abs/2502.16943)), and this notebook uses it from end to end.
+#
+# **What you will learn**
+#
+# - how to get from a NIfTI file to an anomaly map, in three lines;
+# - what the pipeline gives back: the healed scan, the map, the cells that it replaced;
+# - how to save a map so that it lies exactly over your scan in any viewer;
+# - how to do the same with a scan of your own, and from the command line.
+#
+# **What it needs:** nothing but this package; no download. The patients here are **simulated** from the MNI152
+# template, so that we know exactly where each lesion is. No real patient appears in this notebook.
+#
+# **How long it takes:** one to two minutes on two CPU cores; about a minute on a Colab T4 with the full settings.
+#
+# ## 1. Set-up
+#
+# The first cell installs the package where it is missing (in Colab); elsewhere it does nothing. It leaves the
+# installed versions of PyTorch and NumPy alone.
+
+# %%
+try:
+    import madad_lite
+except ImportError:
+    # %pip install -q "madad-lite[notebooks,prep] @ git+https://github.com/madad-lite/madad-lite"
+    import madad_lite
+
+# %% [markdown]
+# `FULL_SETTINGS` is the one switch of this notebook. `False` simulates scans with voxels of 2 mm, which is quick. `True`
+# simulates them with 1 mm, as a T1 scan from a hospital has them. A GPU makes it faster but is not needed.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+import tempfile
+from pathlib import Path
+
+import diffusers
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+
+from madad_lite import MadAdPipeline, plotting, widgets
+from madad_lite.cli import main as madad
+from madad_lite.phantom import simulate_subject
+from madad_lite.volumes import ScanError, save_nifti
+
+FULL_SETTINGS = False  # True: scans with voxels of 1 mm
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+diffusers.utils.logging.disable_progress_bar()
+folder = tempfile.TemporaryDirectory()  # everything this notebook writes; removed when the kernel stops
+WORK = Path(folder.name)  # put a folder of yours here to keep the results
+print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the CPU does it all")
+
+# %% [markdown]
+# ## 2. A patient
+#
+# We simulate a patient with an old stroke of 30 mL and write the scan as a NIfTI file, the usual format for brain scans.
+# From here on this file is all that the method gets. The second file, the mask of the true lesion, is for us: it tells
+# us later whether the answer is right.
+
+# %%
+spacing = 1.0 if FULL_SETTINGS else 2.0  # mm
+patient = simulate_subject(9101, lesion="stroke", volume_ml=30, spacing=spacing)
+scan, true_lesion = WORK / "patient_T1w.nii.gz", WORK / "patient_lesion.nii.gz"
+save_nifti(patient.images["t1"], scan)
+save_nifti(patient.lesion, true_lesion)
+assert nib.load(scan).shape == nib.load(true_lesion).shape
+assert abs(patient.info["volume_ml"] - 30) < 3
+
+# %% [markdown]
+# The scan in three planes. In a T1 scan white matter is bright, grey matter is darker, and fluid is nearly black. An old
+# stroke has turned into fluid, so it is dark too. Can you see it? (`point` is where the three planes meet, in
+# millimetres. We cheat and take the middle of the true lesion.)
+
+# %%
+voxels = np.argwhere(np.asarray(patient.lesion.dataobj) > 0)
+middle = nib.affines.apply_affine(patient.lesion.affine, voxels.mean(0))  # voxel -> mm
+plotting.volume_view(scan, point=middle, title="A simulated patient, T1")
+
+# %% [markdown]
+# ## 3. The whole method in three lines
+#
+# `from_pretrained("t1")` loads the weights that come with this package, for T1 scans. Calling the pipeline on the file does
+# the rest: it brings the scan to standard space, cuts it into slices, heals them and compares. The `generator`
+# fixes the random numbers, so that you get the same map each time. On a CPU this takes some ten seconds.
+
+# %%
+pipe = MadAdPipeline.from_pretrained("t1").to(DEVICE)
+out = pipe(scan, generator=torch.Generator().manual_seed(0), progress=False)
+out.anomaly_map.shape
+
+# %% [markdown]
+# Done. The rest of this notebook looks at what happened.
+#
+# ## 4. What came out
+#
+# `out` holds everything that was computed, as tensors of $N$ axial slices of $H \times W$ pixels:
+#
+# | name | symbol | shape | what it is |
+# |---|---|---|---|
+# | `out.image` | $x_0$ | $N \times 1 \times H \times W$ | the scan's slices, in $[-1, 1]$ |
+# | `out.reconstruction` | $x_\text{rec}$ | $N \times 1 \times H \times W$ | encoded and decoded, not healed |
+# | `out.healed` | $\hat x_0$ | $N \times 1 \times H \times W$ | the normal counterpart |
+# | `out.anomaly_map` | $a$ | $N \times 1 \times H \times W$ | how abnormal each pixel is, in $[0, 1]$ |
+# | `out.mask_probability` | $\hat M$ | $S \times N \times 1 \times h \times w$ | what the network took for noise, in $S$ steps |
+# | `out.brain` | | $N \times 1 \times H \times W$ | which pixels are brain |
+#
+# The small sizes $h \times w$ are those of the *latent*, a compressed slice: one latent cell stands for a patch of
+# 4 x 4 pixels, that is 8 x 8 mm.
+
+# %%
+N, _, H, W = out.anomaly_map.shape
+S, _, _, h, w = out.mask_probability.shape
+print(f"{N} slices of {H} x {W} pixels; {S} steps on latents of {h} x {w} cells")
+assert out.image.shape == out.healed.shape == out.reconstruction.shape == (N, 1, H, W)
+assert (H / h, W / w) == (4, 4)
+assert 0 <= out.anomaly_map.min() and out.anomaly_map.max() <= 1
+assert not out.anomaly_map[~out.brain].any()  # nothing outside the brain
+assert (out.healed[~out.brain] == -1).all()  # the background is -1
+
+# %% [markdown]
+# ## 5. Look at it
+#
+# We take the slice with the highest score in all, and outline the true lesion in cyan. To bring the lesion mask
+# onto the slices we prepare the scan once more, now with the mask beside it.
+
+# %%
+truth = pipe.prepare(scan, lesion=true_lesion).lesion  # (N, H, W)
+k = int(out.anomaly_map.sum((1, 2, 3)).argmax())  # the most suspicious slice
+assert truth.shape == (N, H, W)
+assert truth[k].any()  # it is one that the lesion reaches
+plotting.detection_figure(out, k, truth[k])
+
+# %% [markdown]
+# From left to right:
+#
+# 1. the **scan**;
+# 2. its **reconstruction**: compressed into a latent and decoded again, nothing else. It is slightly smoother than the scan;
+# 3. the **healed** slice: the same latent, after the network has replaced what it took for noise;
+# 4. the **anomaly map**: where 2 and 3 differ;
+# 5. the map over the scan.
+#
+# Leaf through all slices with the slider. (It needs a running kernel; the picture above is the slice it starts with.)
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+widgets.slice_browser(out, truth)
+
+# %% [markdown]
+# A picture of one slice convinces quickly; a number over all slices is fairer. Is the score inside the true lesion higher
+# than in the rest of this brain?
+
+# %%
+score, inside = out.anomaly_map[:, 0].numpy(), out.brain[:, 0].numpy()
+in_lesion, elsewhere = score[truth].mean(), score[inside & ~truth].mean()
+print("the mean score in the lesion is more than twice the one elsewhere:", bool(in_lesion > 2 * elsewhere))
+assert in_lesion > elsewhere
+
+# %% [markdown]
+# ## 6. From the difference to the map
+#
+# The map is simple arithmetic. The difference between the healed slice $\hat x_0$ and the reconstruction $x_\text{rec}$ is
+# squared, clipped at $\gamma$, divided by it, and smoothed by a Gaussian $G_\sigma$:
+#
+# $$ a = G_\sigma * \frac{\min\big((\hat x_0 - x_\text{rec})^2,\ \gamma\big)}{\gamma} $$
+#
+# Clipping keeps a few very large differences from outshining everything else; smoothing removes single pixels. The same in
+# three lines:
+
+# %%
+gamma, sigma = pipe.config.gamma, pipe.config.sigma
+d = ((out.healed - out.reconstruction) ** 2).numpy()  # (N, 1, H, W)
+a = ndimage.gaussian_filter(np.minimum(d, gamma) / gamma, sigma=(0, 0, sigma, sigma))
+a = np.where(out.brain.numpy(), a, 0)
+print("gamma =", gamma, " sigma =", sigma, "pixels")
+assert np.allclose(a, out.anomaly_map.numpy(), atol=1e-5)
+
+# %% [markdown]
+# Why the reconstruction, and not the scan itself? Compressing loses fine detail, lesion or not. What both pictures have
+# lost cancels out. (Notebook 02 looks at what is lost.)
+#
+# ## 7. What the network took for noise
+#
+# The network was trained to find patches of noise, hidden in the latents of normal brains, and to say what was under
+# them. Here nobody has hidden any. It marks the lesion, because the lesion does not look like a normal brain either.
+# Here is the first of the ten steps on our slice:
+
+# %%
+decoded = pipe.decode(out.trajectory[:, k])  # (S + 1, 1, H, W): the latent before each step, and the last
+assert len(decoded) == S + 1
+plotting.reverse_step(out, k, 0, decoded)
+
+# %% [markdown]
+# Orange cells are replaced in this step; all others stay as they are, to the last bit. Over the ten steps the
+# replaced tissue is refined. How much of the latent was ever touched, and how much of the touched is brain with lesion?
+
+# %%
+touched = out.replaced.any(0)[:, 0].numpy()  # (N, h, w): replaced in at least one step
+lesion_cells = truth.reshape(N, h, 4, w, 4).mean((2, 4)) >= 0.5  # at least half of the cell is lesion
+share_all, share_lesion = touched.mean(), touched[lesion_cells].mean()
+print("cells in the lesion are replaced more often than cells in general:", bool(share_lesion > share_all))
+assert share_lesion > share_all
+untouched = ~touched[k]
+assert torch.equal(out.trajectory[-1, k][:, untouched], out.trajectory[0, k][:, untouched])
+
+# %% [markdown]
+# Notebook 04 shows all steps, and what happens when you change them.
+#
+# ## 8. From the map to a mask
+#
+# The map says *how abnormal*. To say *lesion or not* we need a threshold. It must come from other patients, not from this
+# one: choosing it here, with the truth on the table, would be looking up the answer. The weights carry a threshold that was
+# chosen on validation subjects; notebook 05 shows how that is done. (If the weights have none, we take 0.3.)
+
+# %%
+threshold = pipe.config.decision_threshold or 0.3
+plotting.threshold_figure(out.image[k], out.anomaly_map[k], threshold, truth[k])
+
+# %% [markdown]
+# White is hit, orange is a false alarm, blue was missed. The *Dice coefficient* above the right picture is the overlap of what was
+# found, $F$, and the lesion, $L$: $\mathrm{Dice} = 2\,|F \cap L| \,/\, (|F| + |L|)$. It is 1 for a perfect answer and 0 for none.
+#
+# ## 9. Back to the scan's own space
+#
+# The slices lie on a grid of their own, in standard space. For a doctor or a viewer the map must lie exactly over the
+# scan: same number of voxels, same position. `to_nifti` takes it back, and we save it.
+
+# %%
+anomaly = out.to_nifti("anomaly_map")  # a nibabel image
+save_nifti(anomaly, WORK / "patient_anomaly.nii.gz")
+save_nifti(out.to_nifti("healed"), WORK / "patient_healed.nii.gz")
+original = nib.load(scan)
+assert anomaly.shape == original.shape
+assert np.array_equal(anomaly.affine, original.affine)  # exactly, not almost
+plotting.volume_view(scan, anomaly, title="The anomaly map, over the scan in its own space")
+
+# %% [markdown]
+# The cross is where the map is highest. You can open `patient_T1w.nii.gz` and `patient_anomaly.nii.gz` together in any viewer
+# (FSLeyes, ITK-SNAP, 3D Slicer, MRIcroGL) and they will fit.
+#
+# In scan space we can also measure: how many millilitres are above the threshold? One voxel of $2 \times 2 \times 2$ mm is 0.008 mL.
+
+# %%
+voxel_ml = abs(np.linalg.det(original.affine[:3, :3])) / 1000
+found_ml = (anomaly.get_fdata() > threshold).sum() * voxel_ml
+true_ml = (nib.load(true_lesion).get_fdata() > 0).sum() * voxel_ml
+print(f"true lesion: {true_ml:.0f} mL; something was found: {bool(found_ml > 0)}")
+assert 0 < found_ml < 10 * true_ml
+
+# %% [markdown]
+# Files are never overwritten by accident. Saving under the same name again is refused, with one line that says what to do
+# (`force=True` would overwrite):
+
+# %%
+try:
+    save_nifti(anomaly, WORK / "patient_anomaly.nii.gz")
+    refused = ""
+except ScanError as error:
+    refused = str(error)
+assert "exists already" in refused
+print(Path(refused.split(":")[0]).name, "was not overwritten")
+
+# %% [markdown]
+# ## 10. One page about the scan
+#
+# `scan_report` puts the most suspicious slices, the score along the brain and the whole volume on one page.
+
+# %%
+plotting.scan_report(out, "patient_T1w", truth=truth)
+
+# %% [markdown]
+# ## 11. And somebody healthy?
+#
+# A method that finds something in everybody finds nothing. So here is a healthy subject, through the same three
+# lines.
+
+# %%
+healthy = simulate_subject(9102, spacing=spacing)
+save_nifti(healthy.images["t1"], WORK / "healthy_T1w.nii.gz")
+calm = pipe(WORK / "healthy_T1w.nii.gz", generator=torch.Generator().manual_seed(0), progress=False)
+level = {name: o.anomaly_map[o.brain].mean().item() for name, o in (("patient", out), ("healthy", calm))}
+print("the healthy brain scores lower on average:", level["healthy"] < level["patient"])
+assert level["healthy"] < level["patient"]
+plotting.detection_figure(calm, int(calm.anomaly_map.sum((1, 2, 3)).argmax()))
+
+# %% [markdown]
+# This is the *worst* slice of the healthy brain. Where the map glows although there is no lesion, it is a **false alarm**. A small
+# network trained for a short time gives some, most often at the surface of the brain and around fluid, where people differ most.
+# One patient and one healthy subject prove nothing; notebook 05 counts over many.
+#
+# ## 12. The same again, exactly
+#
+# With $\eta = 0.5$, the default, the healing draws random numbers. Give the same generator and you get the same map to the last
+# bit; another seed gives a slightly different one. We try it on one slice. (The pipeline also takes slices, $N \times 1 \times H
+# \times W$ in $[-1, 1]$, instead of a file.)
+
+# %%
+def one_slice(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(out.image[[k]], brain=out.brain[[k]], generator=generator, progress=False).anomaly_map
+
+
+first, again, other = one_slice(1), one_slice(1), one_slice(2)
+assert torch.equal(first, again)
+correlation = np.corrcoef(first.flatten(), other.flatten())[0, 1]
+print("another seed gives a similar map, correlation above 0.8:", bool(correlation > 0.8))
+assert correlation > 0.5
+
+# %% [markdown]
+# ## 13. Your own scan
+#
+# Put the path of your scan here, `.nii` or `.nii.gz`. (In Colab: the folder symbol on the left, then *Upload*.) As long as it is
+# `None`, the simulated patient stands in.
+
+# %%
+MY_SCAN = None  # such as "/content/my_T1.nii.gz"
+
+mine = pipe(MY_SCAN or scan, generator=torch.Generator().manual_seed(0), progress=False)
+save_nifti(mine.to_nifti("anomaly_map"), WORK / "mine_anomaly.nii.gz", force=True)
+plotting.slice_grid(mine.image[::6], overlay=mine.anomaly_map[::6], titles=plotting.slice_names(mine)[::6], columns=6)
+
+# %% [markdown]
+# What your scan should be like:
+#
+# - **T1-weighted**, without contrast agent. For other contrasts you need other weights.
+# - **3-D**, in any orientation and voxel size. If it does not lie in MNI152 standard space yet, it is registered first (that needs
+#   SimpleITK, which the extra `prep` installs, and takes a few seconds).
+# - Best with the **skull removed**, by a tool such as HD-BET or SynthStrip. With the skull still on, the template's brain is cut out
+#   after the registration, which is rough. Or give a mask: `pipe(scan, brain="mask.nii.gz")`.
+# - The shipped weights are small and were trained on simulated subjects and some dozens of healthy volunteers. Expect
+#   false alarms. **This is for teaching and research; nothing here is fit for diagnosis.**
+#
+# ## 14. From the command line
+#
+# The same without any Python, for one scan or a whole folder:
+#
+#     madad detect patient_T1w.nii.gz --out results
+#
+# It writes `patient_T1w_anomaly.nii.gz`, `patient_T1w_healed.nii.gz` and `patient_T1w_report.png`. Here we call the same command
+# from Python, and check that it gives the map that we have.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+status = madad(["detect", str(scan), "--out", str(WORK / "results")])
+assert status == 0
+names = sorted(f.name for f in (WORK / "results").iterdir())
+assert names == ["patient_T1w_anomaly.nii.gz", "patient_T1w_healed.nii.gz", "patient_T1w_report.png"]
+from_cli = nib.load(WORK / "results" / names[0])
+assert np.allclose(from_cli.get_fdata(), anomaly.get_fdata(), atol=1e-4)
+names
+
+# %% [markdown]
+# ## 15. What to take with you
+#
+# - Three lines: load the pipeline, call it on a file, save `out.to_nifti("anomaly_map")`.
+# - The map is the difference between the healed and the merely encoded-and-decoded slice.
+# - Only what the network takes for noise is replaced; everything else stays as it is.
+# - Look at healthy subjects too, before you believe a map.
+#
+# **Next:** [01_data_preparation](01_data_preparation.ipynb) shows what happens between the file and the slices;
+# [04_mask_visualization](04_mask_visualization.ipynb) slows the healing down; [05_evaluation](05_evaluation.ipynb) measures how good it is.
+#
+# ## Exercises
+#
+# Each has a cell for your answer and a cell that checks it. Untouched, the check says that the exercise is not done.
+#
+# ### Exercise 1: no dice
+#
+# Get rid of the randomness *without* a generator: run the pipeline on our slice (`out.image[[k]]`, with `brain=out.brain[[k]]`) so
+# that two runs give the same map although no generator is given. One argument does it.
+
+# %%
+run_1 = None  # your answer: pipe(..., progress=False)
+run_2 = None  # the same call again
+
+# %%
+if run_1 is None or run_2 is None:
+    print("Exercise 1: not done yet")
+else:
+    assert run_1 is not run_2, "call the pipeline twice"
+    assert torch.equal(run_1.anomaly_map, run_2.anomaly_map), "the two maps differ"
+    print("Exercise 1: right")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# `run_1 = pipe(out.image[[k]], brain=out.brain[[k]], eta=0.0, progress=False)`, and the same for `run_2`. With `eta=0.0` no
+# random number is drawn at all.
+#
+# </details>
+#
+# ### Exercise 2: another score
+#
+# Instead of the image difference, the map can also be what the network itself says: the mean predicted mask. Run the pipeline on
+# our slice with `score="mask"` and compare the two maps with `plotting.overlay(image, map, truth)`. Which one is sharper?
+
+# %%
+by_mask = None  # your answer: the output of the pipeline with score="mask"
+
+# %%
+if by_mask is None:
+    print("Exercise 2: not done yet")
+else:
+    expected = torch.nn.functional.interpolate(by_mask.mask_probability.mean(0), size=(H, W), mode="bilinear")
+    expected = ndimage.gaussian_filter(expected.numpy(), sigma=(0, 0, sigma, sigma)) * by_mask.brain.numpy()
+    assert np.allclose(by_mask.anomaly_map.numpy(), expected, atol=1e-3), "this is not the mean predicted mask"
+    print("Exercise 2: right")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# `by_mask = pipe(out.image[[k]], brain=out.brain[[k]], score="mask", generator=torch.Generator().manual_seed(0), progress=False)`, then
+# `plotting.overlay(out.image[k], by_mask.anomaly_map[0], truth[k])`. The predicted mask has one value per cell of 8 x 8 mm, so it
+# is coarser than the image difference.
+#
+# </details>
+#
+# ### Exercise 3: a smaller lesion
+#
+# Simulate the same patient (seed 9101) with a stroke of 2 mL only, save the scan under another name, and run the pipeline on it. Is the lesion
+# still found? Compare `small.anomaly_map` with the lesion's mask, as in section 5.
+
+# %%
+small = None  # your answer: the output of the pipeline for the scan with the small lesion
+
+# %%
+if small is None:
+    print("Exercise 3: not done yet")
+else:
+    assert small.prepared is not None, "give the pipeline a file, not slices"
+    assert not torch.equal(small.image, out.image), "this is the scan with the large lesion"
+    print("Exercise 3: done. Peak score:", "lower" if small.anomaly_map.max() < out.anomaly_map.max() else "as high")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+#     tiny = simulate_subject(9101, lesion="stroke", volume_ml=2)
+#     save_nifti(tiny.images["t1"], WORK / "tiny_T1w.nii.gz")
+#     save_nifti(tiny.lesion, WORK / "tiny_lesion.nii.gz")
+#     small = pipe(WORK / "tiny_T1w.nii.gz", generator=torch.Generator().manual_seed(0), progress=False)
+#     small_truth = pipe.prepare(WORK / "tiny_T1w.nii.gz", lesion=WORK / "tiny_lesion.nii.gz").lesion
+#     i = int(small_truth.sum((1, 2)).argmax())
+#     plotting.detection_figure(small, i, small_truth[i])
+#
+# Small lesions are hard for every method of this kind: in the paper the Dice is 15.5 % for small lesions and 64.1 % for large ones.
+#
+# </details>
