@@ -65,8 +65,8 @@ def scores(pipe: MadAdPipeline, s: LabelledSlices, seed: int) -> dict[str, torch
     }
 
 
-def report(name: str, pipe: MadAdPipeline, val: LabelledSlices, test: LabelledSlices, out: Path, seed: int) -> dict:
-    found = {"val": scores(pipe, val, seed), "test": scores(pipe, test, seed)}
+def report(name: str, pipe: MadAdPipeline, val: LabelledSlices, on_val: dict, test: LabelledSlices, out: Path, seed: int) -> dict:
+    found = {"val": on_val, "test": scores(pipe, test, seed)}
     results = evaluate_methods({m: {k: found[k][m] for k in found} for m in found["val"]}, {"val": val, "test": test}, seed=seed)
     print(f"\n{name}: {len(set(test.subjects))} subjects, {len(test.image)} slices")
     print(table({m: r["test"] for m, r in results.items()}))
@@ -105,8 +105,10 @@ def main() -> None:
         prepared[f"{folder}_{contrast}"] = (target, contrast)
     pipes = {"t1": MadAdPipeline.from_pretrained(args.t1), "flair": MadAdPipeline.from_pretrained(args.flair)}
     vals = {"t1": load_split(out / "prepared_ixi", "val"), "flair": load_split(args.cohort_flair, "val")}
+    on_val = {c: scores(pipes[c], vals[c], args.seed) for c in pipes}
     for name, (folder, contrast) in prepared.items():
-        results[name] = report(name, pipes[contrast], vals[contrast], load_split(folder, "test"), out, args.seed)
+        test = load_split(folder, "test")
+        results[name] = report(name, pipes[contrast], vals[contrast], on_val[contrast], test, out, args.seed)
     write_json(out / "metrics.json", results)
 
 

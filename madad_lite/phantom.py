@@ -242,7 +242,7 @@ def write_cohort(
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     description = {"Name": "Simulated brain MRI (madad_lite)", "BIDSVersion": "1.8.0", "DatasetType": "derivative",
-                   "GeneratedBy": [{"Name": "madad_lite.phantom", 
+                   "GeneratedBy": [{"Name": "madad_lite.phantom",
                     "Description": "simulated from the MNI152 2009a template; no real patient"}]}  # fmt: skip
     (folder / "dataset_description.json").write_text(json.dumps(description, indent=1) + "\n")
     rows = ["participant_id\tgroup\tlesion\tvolume_ml\tseed\tspacing"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from tqdm.auto import tqdm
 
 from madad_lite import latent, scoring
@@ -69,13 +69,14 @@ class MadAdPipeline(DiffusionPipeline):
         squared: bool = True,
         sigma: float = 2.0,  # score: Gaussian smoothing in pixels
         reference: str = "reconstruction",  # compare the healed slice with the decoded latent, or with the "input" (paper)
-        decision_threshold: float | None = None,  # of the anomaly map; from validation data
+        mask_threshold: float = 0.5,  # a latent cell is replaced where its chance of "noised" is above (authors: 0.5)
+        decision_threshold: float | None = None,  # of the anomaly map; both thresholds come from validation data
     ):
         super().__init__()
         self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
         self.register_to_config(
             contrast=contrast, grid=grid or Grid().to_dict(), gamma=gamma, squared=squared, sigma=sigma, reference=reference,
-            decision_threshold=decision_threshold,
+            mask_threshold=mask_threshold, decision_threshold=decision_threshold,
         )  # fmt: skip
         self.set_progress_bar_config(disable=False)
 
@@ -88,8 +89,14 @@ class MadAdPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{name}: neither a shipped model ({', '.join(shipped())}), nor a folder with a model_index.json, nor a hub id"
             )
-        # shipped in half precision to stay small, computed in single
-        return super().from_pretrained(name, **{"torch_dtype": torch.float32, **kwargs})
+        logging.disable_progress_bar()  # three small files
+        try:
+            pipe = super().from_pretrained(name, **kwargs)
+        finally:
+            logging.enable_progress_bar()
+        for model in (pipe.autoencoder, pipe.denoiser):
+            model.float()  # shipped in half precision to stay small, computed in single
+        return pipe
 
     def prepare(self, scan: str | os.PathLike, **options) -> PreparedScan:
         """The scan's slices on this model's grid; `options` as of volumes.prepare_volume."""
@@ -114,7 +121,7 @@ class MadAdPipeline(DiffusionPipeline):
         brain: torch.Tensor | np.ndarray | str | os.PathLike | None = None,
         num_inference_steps: int = 10,
         eta: float = 0.5,  # the authors' value; 0: no randomness at all
-        mask_threshold: float = 0.5,
+        mask_threshold: float | None = None,  # None: the model's own, from its config
         score: str = "image",
         generator: torch.Generator | None = None,
         batch_size: int | None = None,  # slices at once; None: as many as fit
@@ -142,7 +149,8 @@ class MadAdPipeline(DiffusionPipeline):
             if not torch.isfinite(images).all() or images.min() < -1.001 or images.max() > 1.001:
                 raise ValueError("slices must be finite and within [-1, 1]; prepare_volume makes such slices from a scan")
             brain = images > -1 if brain is None else torch.as_tensor(np.asarray(brain)).bool().view(images.shape)
-        z0, result = self._heal(images, num_inference_steps, eta, mask_threshold, generator, batch_size, progress)
+        threshold = self.config.mask_threshold if mask_threshold is None else mask_threshold
+        z0, result = self._heal(images, num_inference_steps, eta, threshold, generator, batch_size, progress)
         reconstruction, healed = self.decode(z0), self.decode(result.latent)
         reconstruction, healed = (torch.where(brain, x, -1.0) for x in (reconstruction, healed))
         size, sigma = tuple(images.shape[-2:]), self.config.sigma

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from madad_lite.registration import register_to_mni, smoothed, template
+
 ALREADY_THERE = 0.9  # Dice of the brain masks above which a scan counts as lying in MNI space already
+REGISTERED = 0.6  # Dice below which a registration has failed; good ones reach 0.9, a scan that is cut off 0.8
 LARGEST_BRAIN_ML = 2500  # more than that inside the background's edge is a head, not a stripped brain
 SMALLEST_BRAIN_ML = 100
 
@@ -56,9 +58,9 @@ class Grid:
         return cls(float(values["spacing"]), int(values["size"]), tuple(float(z) for z in values["z_range"]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
 class Geometry:
-    """Everything that is needed to go back from slices to the scan."""
+    """Everything that is needed to go back from slices to the scan. As JSON (`to_dict`) it keeps every bit."""
 
     scan_shape: tuple[int, int, int]
     scan_affine: np.ndarray  # (4, 4) scan voxel -> scan mm
@@ -89,6 +91,8 @@ class Geometry:
 
 @dataclass
 class PreparedScan:
+    """A scan's n kept slices on its grid: H = W = grid.size, from inferior to superior."""
+
     image: np.ndarray  # (n, H, W) float32 in [-1, 1]
     brain: np.ndarray  # (n, H, W) bool
     lesion: np.ndarray | None  # (n, H, W) bool
@@ -104,37 +108,31 @@ def load_volume(path: str | os.PathLike, channel: int | None = None) -> nib.Nift
         raise ScanError(f"{path}: the file is empty")
     try:
         image = nib.load(path)
-        data = np.asarray(image.dataobj, dtype=np.float32)  # applies the header's scaling
+        if not isinstance(image, nib.Nifti1Pair):  # of Nifti2 too
+            raise ScanError(f"{path}: is {type(image).__name__.removesuffix('Image')}, not NIfTI; convert it")
+        shape = image.shape[:3] if image.shape[3:] == (1,) else image.shape
+        if len(shape) == 4 and channel is None:
+            raise ScanError(f"{path}: holds {shape[3]} volumes where one is meant; say which one (--channel)")
+        if len(shape) == 4 and not 0 <= channel < shape[3]:
+            raise ScanError(f"{path}: has no channel {channel}, only 0 to {shape[3] - 1}")
+        if len(shape) not in (3, 4) or min(shape[:3]) < 2:
+            raise ScanError(f"{path}: must be a 3-D volume, its shape is {tuple(shape)}")
+        if image.get_data_dtype().kind not in "iuf":
+            raise ScanError(f"{path}: must hold one real number a voxel, holds {image.get_data_dtype()}")
+        # indexing the proxy applies the header's scaling and reads no more than is asked for
+        data = image.dataobj[..., channel] if len(shape) == 4 else np.asarray(image.dataobj).reshape(shape)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            data = np.asarray(data, dtype=np.float32)
+    except ScanError:
+        raise
     except Exception as error:  # nibabel, gzip and zlib each have their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ScanError(f"{path}: cannot be read as NIfTI, not such a file or truncated ({reason})") from None
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
-    if data.ndim == 4:
-        if channel is None:
-            raise ScanError(f"{path}: holds {data.shape[3]} volumes where one is meant; say which one (--channel)")
-        if not 0 <= channel < data.shape[3]:
-            raise ScanError(f"{path}: has no channel {channel}, only 0 to {data.shape[3] - 1}")
-        data = data[..., channel]
-    if data.ndim != 3 or min(data.shape) < 2:
-        raise ScanError(f"{path}: must be a 3-D volume, its shape is {tuple(data.shape)}")
     if not np.isfinite(data).all():
-        raise ScanError(f"{path}: holds NaN or infinite values; repair them (say with numpy.nan_to_num) and save it again")
-    if abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
+        raise ScanError(f"{path}: holds NaN or infinite values; repair them (say with numpy.nan_to_num), save it again")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
         raise ScanError(f"{path}: its affine has no volume, so that nothing can be placed in space")
     return nib.Nifti1Image(data, image.affine)
-
-
-@lru_cache(maxsize=4)
-def template(kind: str = "t1") -> nib.Nifti1Image:
-    """The MNI152 2009a template that nilearn ships, 1 mm: "t1", "gm", "wm" (0..255) or "brain" (0/1)."""
-    import nilearn
-
-    name = "t1" if kind == "brain" else kind
-    file = Path(nilearn.__file__).parent / "datasets" / "data" / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
-    image = nib.load(file)
-    data = np.asarray(image.dataobj, dtype=np.float32)
-    return nib.Nifti1Image((data > 0).astype(np.float32) if kind == "brain" else data, image.affine)
 
 
 def _resample(data: np.ndarray, voxel: np.ndarray, shape: tuple[int, ...], order: int = 1) -> np.ndarray:
@@ -142,63 +140,8 @@ def _resample(data: np.ndarray, voxel: np.ndarray, shape: tuple[int, ...], order
     return ndimage.affine_transform(data, voxel[:3, :3], voxel[:3, 3], shape, order=order)
 
 
-def _voxel_sizes(affine: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(affine[:3, :3], axis=0)
-
-
-def _blurred(data: np.ndarray, affine: np.ndarray, spacing: float) -> np.ndarray:
-    """Smoothed to what a grid of `spacing` mm can hold, along the axes that are finer: no aliasing, the others stay sharp."""
-    ratio = spacing / _voxel_sizes(affine)
-    sigma = np.where(ratio > 1.05, np.sqrt(np.maximum(ratio**2 - 1, 0)) / 2.355, 0)
-    return ndimage.gaussian_filter(data, sigma) if sigma.any() else data
-
-
-def register_to_mni(image: nib.Nifti1Image) -> np.ndarray:
-    """Affine registration to the MNI152 template with SimpleITK: (4, 4), scan mm -> MNI mm. A few seconds.
-
-    Mattes mutual information, so that the contrast does not matter; all voxels at 4 mm, so that nothing is random.
-    ImportError without SimpleITK (extra `prep`); RuntimeError if it does not succeed.
-    """
-    try:
-        import SimpleITK as sitk
-    except ImportError:
-        raise ImportError(
-            'registration needs SimpleITK: pip install "madad-lite[prep]"; or turn it off (register=False)'
-        ) from None
-    from nibabel.processing import resample_to_output
-
-    def itk(volume: nib.Nifti1Image) -> sitk.Image:
-        # resample_to_output gives RAS axes along the world's, so that no direction matrix is needed
-        smooth = nib.Nifti1Image(_blurred(np.asarray(volume.dataobj, np.float32), volume.affine, 4.0), volume.affine)
-        coarse = resample_to_output(smooth, 4.0, order=1)
-        result = sitk.GetImageFromArray(np.asarray(coarse.dataobj, np.float32).transpose(2, 1, 0))
-        result.SetSpacing([4.0] * 3)
-        result.SetOrigin([float(v) for v in coarse.affine[:3, 3]])
-        return result
-
-    fixed, moving = itk(template("t1")), itk(image)
-    transform = sitk.AffineTransform(
-        sitk.CenteredTransformInitializer(fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS)
-    )
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(32)
-    method.SetMetricSamplingStrategy(method.NONE)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(learningRate=1.0, minStep=1e-3, numberOfIterations=100)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed, moving)
-    matrix, centre = np.array(transform.GetMatrix()).reshape(3, 3), np.array(transform.GetCenter())
-    to_scan = np.eye(4)  # MNI mm -> scan mm; ITK turns about the centre
-    to_scan[:3, :3] = matrix
-    to_scan[:3, 3] = np.array(transform.GetTranslation()) + centre - matrix @ centre
-    if not 0.3 < np.linalg.det(matrix) < 3:
-        raise RuntimeError("the registration did not find the brain")
-    return np.linalg.inv(to_scan)
-
-
 def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest connected component, holes filled: specks at the edge go."""
+    """The largest connected component, holes filled: specks go."""
     parts, n = ndimage.label(mask)
     if n > 1:
         mask = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
@@ -207,13 +150,24 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
 
 def _stripped_brain(data: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
     """Where a constant background ends; None for a scan that still has its skull."""
-    corners = data[np.ix_(*[[0, -1]] * 3)].ravel()
-    values, counts = np.unique(corners, return_counts=True)
-    inside = data != values[counts.argmax()]
+    values, counts = np.unique(data[np.ix_(*[[0, -1]] * 3)], return_counts=True)
+    away = np.abs(data - values[counts.argmax()])
+    inside = away > 1e-3 * np.percentile(away, 99)  # earlier interpolation may have left ripples in the background
     if inside.mean() > 0.9:  # no constant background: air with noise
         return None
-    mask = _largest_part(inside)
-    return None if mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000 > LARGEST_BRAIN_ML else mask
+    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    if inside.sum() * voxel_ml < SMALLEST_BRAIN_ML:
+        return inside
+    mask = np.zeros_like(inside)
+    box = _box(inside, margin=0)
+    mask[box] = _largest_part(inside[box])
+    return None if mask.sum() * voxel_ml > LARGEST_BRAIN_ML else mask
+
+
+def _box(mask: np.ndarray, margin: int = 4) -> tuple[slice, ...]:
+    """The mask's bounding box, `margin` voxels wider, to compute on less."""
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
 
 
 def mask_overlap(brain: np.ndarray, affine: np.ndarray, to_mni: np.ndarray, grid: Grid = Grid()) -> float:
@@ -224,16 +178,35 @@ def mask_overlap(brain: np.ndarray, affine: np.ndarray, to_mni: np.ndarray, grid
     return float(2 * (theirs & ours).sum() / max(1, theirs.sum() + ours.sum()))
 
 
-def _load_mask(path: str | os.PathLike, scan: Path, shape: tuple[int, ...]) -> np.ndarray:
-    mask = np.asarray(load_volume(path).dataobj) > 0
-    if mask.shape != shape:
-        raise ScanError(f"{path}: the mask's shape {mask.shape} is not the shape {shape} of {scan.name}")
-    return mask
+def _load_mask(path: str | os.PathLike, name: str, scan: nib.Nifti1Image) -> np.ndarray:
+    mask = load_volume(path)
+    if mask.shape != scan.shape:
+        raise ScanError(f"{path}: the mask's shape {mask.shape} is not the shape {scan.shape} of {name}")
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(scan.shape) - 1)
+    apart = nib.affines.apply_affine(mask.affine, corners) - nib.affines.apply_affine(scan.affine, corners)
+    if (distance := np.linalg.norm(apart, axis=1).max()) > 2:  # a mirrored mask fits as well, and would be wrong
+        raise ScanError(
+            f"{path}: the mask lies up to {distance:.0f} mm away from {name}; save it with the scan's own affine"
+        )
+    return np.asarray(mask.dataobj) > 0
 
 
 def _to_slices(volume: np.ndarray) -> np.ndarray:
     """(x, y, z) RAS -> (z, rows from anterior to posterior, columns from left to right)."""
     return np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1])
+
+
+def _register(path: Path, scan: nib.Nifti1Image, mask: np.ndarray | None, grid: Grid) -> np.ndarray:
+    try:
+        to_mni = register_to_mni(scan, mask)
+        if mask is not None and (overlap := mask_overlap(mask, scan.affine, to_mni, grid)) < REGISTERED:
+            raise RuntimeError(f"the brains overlap by a Dice of {overlap:.2f} only")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ScanError(
+            f"{path}: cannot be registered to MNI152 ({reason}); register it by hand and use register=False"
+        ) from None
+    return to_mni
 
 
 def prepare_volume(
@@ -248,51 +221,56 @@ def prepare_volume(
 ) -> PreparedScan:
     """A scan's slices: registered to MNI152, stripped, normalised, cut.
 
-    brain: a mask file. Without one the brain is where a constant background ends; a scan with its skull gets the template's
-        brain after registration.
+    brain: a mask file, any value above 0. Without one the brain is where a constant background ends; a scan with its
+        skull gets the template's brain after registration.
     register: True; False (the scan's affine is trusted to be MNI152 already); "auto": only where the brain mask does not yet
         overlap the template's with a Dice of at least 0.9.
+    lesion: a mask file, any value above 0.  channel: which volume of a 4-D file.
     min_brain: slices with a smaller share of brain pixels are left out.
+    ScanError, one line that names the file, for whatever cannot be used.
 
     Intensities: x = clip(v / median - 1, -1, 1) with the median inside the brain, so that a lesion of any size or brightness
-    hardly moves the scale. Scans with negative values inside the brain (z-scored ones) are first shifted by their 0.5 percentile.
+    hardly moves the scale. Scans with negative values inside the brain (z-scored ones) are first shifted by their 0.5
+    percentile, where that is negative.
     """
+    if register not in (True, False, "auto"):
+        raise ValueError(f'register is True, False or "auto", not {register!r}')
     path = Path(image)
     scan = load_volume(path, channel)
     data, affine = np.asarray(scan.dataobj), scan.affine
     if data.min() == data.max():
         raise ScanError(f"{path}: all its voxels have the same value")
-    mask = _load_mask(brain, path, data.shape) if brain is not None else _stripped_brain(data, affine)
-    lesions = None if lesion is None else _load_mask(lesion, path, data.shape)
+    mask = _load_mask(brain, path.name, scan) if brain is not None else _stripped_brain(data, affine)
+    lesions = None if lesion is None else _load_mask(lesion, path.name, scan)
     if mask is not None and mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000 < SMALLEST_BRAIN_ML:
         raise ScanError(f"{path}: no brain found in it (less than {SMALLEST_BRAIN_ML} mL inside the mask or the background)")
     to_mni = np.eye(4)
-    if register is True or (register == "auto" and (mask is None or mask_overlap(mask, affine, to_mni, grid) < ALREADY_THERE)):
-        try:
-            to_mni = register_to_mni(scan if mask is None else nib.Nifti1Image(np.where(mask, data, 0), affine))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ScanError(
-                f"{path}: cannot be registered to MNI152 ({reason}); register it by hand and use register=False"
-            ) from None
+    if register == "auto":
+        register = mask is None or mask_overlap(mask, affine, to_mni, grid) < ALREADY_THERE
+    if register:
+        to_mni = _register(path, scan, mask, grid)
     if mask is None:
         reference = template("brain")
         to_template = np.linalg.inv(reference.affine) @ to_mni @ affine
         mask = _resample(np.asarray(reference.dataobj), to_template, data.shape) > 0.5
         if not mask.any():
             raise ScanError(f"{path}: no brain found in it; give a brain mask")
-    offset = float(np.percentile(data[mask], 0.5)) if data[mask].min() < 0 else 0.0
-    values = np.where(mask, np.maximum(data - offset, 0), 0)
-    median = float(np.median(values[mask]))
+    # under the 0.5 percentile: a few negative voxels from earlier interpolation do not make a z-scored scan
+    offset = min(0.0, float(np.percentile(data[mask], 0.5)))
+    median = float(np.median(data[mask])) - offset
     if median <= 0:
         raise ScanError(f"{path}: no brain found in it (the median inside the mask is not above 0)")
+    box = _box(mask)
+    corner = affine @ nib.affines.from_matvec(np.eye(3), [s.start for s in box])  # the box's voxels -> scan mm
+    values = np.where(mask[box], np.clip((data[box] - offset) / median, 0, 2), 0)
+    # cubic, because linear interpolation takes a third of the finest detail from a scan at the grid's own resolution
+    pixels = _resample(smoothed(values, affine, grid.spacing), np.linalg.inv(to_mni @ corner) @ grid.affine, grid.shape, 3)
     to_scan = np.linalg.inv(to_mni @ affine) @ grid.affine  # grid voxel -> scan voxel
     inside = _to_slices(_resample(mask.astype(np.float32), to_scan, grid.shape) > 0.5)
-    pixels = _to_slices(_resample(_blurred(values, affine, grid.spacing), to_scan, grid.shape))
     kept = np.flatnonzero(inside.mean((1, 2)) >= min_brain)
     if not len(kept):
         raise ScanError(f"{path}: no slices left: no brain inside the grid; is the scan in MNI152 space? (register=True)")
-    slices = np.where(inside, np.clip(pixels / median - 1, -1, 1), -1).astype(np.float32)
+    slices = np.where(inside, np.clip(_to_slices(pixels) - 1, -1, 1), -1).astype(np.float32)
     if lesions is not None:
         lesions = _to_slices(_resample(lesions.astype(np.float32), to_scan, grid.shape) > 0.5)[kept]
     geometry = Geometry(scan.shape, affine, to_mni, grid, tuple(int(k) for k in kept), (offset, median))
@@ -308,7 +286,9 @@ def return_to_scan(slices: np.ndarray, geometry: Geometry, order: int = 1) -> ni
     stack[list(geometry.slice_index)] = slices
     volume = stack[:, ::-1].transpose(2, 1, 0)
     to_grid = np.linalg.inv(geometry.grid.affine) @ geometry.to_mni @ geometry.scan_affine
-    return nib.Nifti1Image(_resample(volume, to_grid, tuple(geometry.scan_shape), order), geometry.scan_affine)
+    result = nib.Nifti1Image(_resample(volume, to_grid, tuple(geometry.scan_shape), order), geometry.scan_affine)
+    result.header.set_xyzt_units("mm")
+    return result
 
 
 def save_nifti(image: nib.Nifti1Image, path: str | os.PathLike, force: bool = False) -> None:

@@ -469,7 +469,7 @@ for name, array in broken.items():
 shutil.copy(scan, bad / "good_T1w.nii.gz")
 
 mixed = prepare_folder(bad, WORK / "mixed", layout="plain", workers=1, progress=False)
-for file, reason in mixed.skipped:
+for _, reason in mixed.skipped:
     print(reason.replace(f"{bad.resolve()}/", ""))
 assert [s["scan_id"] for s in mixed.scans()] == ["good_T1w"] and len(mixed.skipped) == 7
 assert all(Path(file).name in reason for file, reason in mixed.skipped)
@@ -551,7 +551,8 @@ else:
 # `nearest = np.rint(apply_affine(np.linalg.inv(A), [0, -18, 14])).astype(int)`
 #
 # </details>
-#
+
+# %% [markdown]
 # ### Exercise 2: what a stroke does to the scale
 #
 # Put a simulated stroke of 60 mL into our subject with `implant_lesion(image, subject.brain, seed=1, volume_ml=60)`
