@@ -145,12 +145,12 @@ assert (out.healed[~out.brain] == -1).all()  # the background is -1
 # %% [markdown]
 # ## 5. Look at it
 #
-# We take the slice with the highest score in all, and outline the true lesion in cyan. To bring the lesion mask
+# We take the slice where the map has its highest peak, and outline the true lesion in cyan. To bring the lesion mask
 # onto the slices we prepare the scan once more, now with the mask beside it.
 
 # %%
 truth = pipe.prepare(scan, lesion=true_lesion).lesion  # (N, H, W)
-k = int(out.anomaly_map.sum((1, 2, 3)).argmax())  # the most suspicious slice
+k = int(out.anomaly_map.amax((1, 2, 3)).argmax())  # the slice with the highest peak
 assert truth.shape == (N, H, W)
 assert truth[k].any()  # it is one that the lesion reaches
 plotting.detection_figure(out, k, truth[k])

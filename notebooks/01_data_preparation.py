@@ -386,7 +386,7 @@ assert not batch["lesion"].any() and batch["image"].min() == -1
 
 # %%
 upside_down, cut_off = data[:, :, ::-1].astype(np.float32), data.astype(np.float32)
-cut_off[:, :, data.shape[2] // 2 :] = 0
+cut_off[:, :, data.shape[2] * 7 // 10 :] = 0
 checked = {f"{site} {s['subject']}": (m.array(s, "image"), m.array(s, "brain"), s["geometry"]["slice_index"])
            for site, m in manifests.items() for s in m.scans()}  # fmt: skip
 for name, array in {"upside down": upside_down, "cut off": cut_off}.items():

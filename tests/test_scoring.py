@@ -119,6 +119,12 @@ def test_every_map_lies_in_0_1_and_keeps_the_brain():
         assert score.min() >= 0 and 0 < score.max() <= 1 and (score[~brain] == 0).all()
 
 
+def test_rounding_never_leaves_0_1():
+    one = torch.ones(1, 1, 16, 16, dtype=torch.float64)
+    for sigma in np.arange(0.3, 6, 0.1):  # the Gaussian's weights do not sum to 1 to the last bit
+        assert image_difference(one, -one, sigma=float(sigma)).max() <= 1
+
+
 def test_half_precision_is_computed_in_single_and_double_stays_double():
     healed, reference = noise(1, 1, 8, 8).half(), noise(1, 1, 8, 8, seed=1).half()
     score = image_difference(healed, reference)
