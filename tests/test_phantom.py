@@ -95,7 +95,14 @@ def test_tissues_have_the_contrasts_order(contrast, order):
 
 @pytest.mark.parametrize(
     "kind, contrast, sign",
-    [("stroke", "t1", -1), ("glioma", "t1", -1), ("glioma", "flair", 1), ("glioma", "t2", 1), ("wml", "t1", -1), ("wml", "flair", 1)],
+    [
+        ("stroke", "t1", -1),
+        ("glioma", "t1", -1),
+        ("glioma", "flair", 1),
+        ("glioma", "t2", 1),
+        ("wml", "t1", -1),
+        ("wml", "flair", 1),
+    ],
 )
 def test_lesions_are_darker_or_brighter_than_their_surroundings(kind, contrast, sign):
     data, brain, lesion = arrays(simulate_subject(7, contrasts=(contrast,), lesion=kind, spacing=3.0, volume_ml=20.0), contrast)

@@ -1,212 +1,617 @@
-"""NIfTI in and out: any orientation, size and type gives the same slices; maps come back; bad files are refused."""
+"""Reading, orienting, registering, normalising and cutting scans, and the way back."""
 
-import gzip
 import itertools
+import json
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
-from madad_lite.volumes import (
-    Geometry,
-    Grid,
-    ScanError,
-    load_volume,
-    mask_overlap,
-    prepare_volume,
-    return_to_scan,
-    save_nifti,
-    template,
+from madad_lite import volumes
+from madad_lite.registration import register_to_mni, template
+from madad_lite.volumes import Geometry, Grid, ScanError, load_volume, prepare_volume, return_to_scan, save_nifti
+
+GRID = Grid(spacing=4.0, size=48)
+TILTED = nib.affines.from_matvec(Rotation.from_euler("xyz", [12, -9, 17], degrees=True).as_matrix())
+
+
+def sampled(affine, shape, source=None, order=1):
+    """`source` (default: the template) on another grid."""
+    source = source or template("t1")
+    matrix = np.linalg.inv(source.affine) @ affine
+    data = np.asarray(source.dataobj, np.float32)
+    return nib.Nifti1Image(ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], shape, order=order), affine)
+
+
+def covering(voxel=(4.0, 4.0, 4.0), turn=np.eye(4)):
+    """Affine and shape of a grid of such voxels around the whole template, turned about its middle."""
+    shape = np.ceil(np.array([220, 260, 230]) / voxel).astype(int)
+    middle = nib.affines.from_matvec(np.eye(3), [0, -18, 9])
+    return middle @ turn @ nib.affines.from_matvec(np.diag(voxel), -(shape - 1) / 2 * voxel), tuple(shape)
+
+
+def blob(scan, centre=(-28.0, -20.0, 22.0), radius=14.0):
+    """A ball of `radius` mm in the scan's own grid."""
+    voxels = np.moveaxis(np.indices(scan.shape), 0, -1)
+    away = np.linalg.norm(nib.affines.apply_affine(scan.affine, voxels) - centre, axis=-1)
+    return nib.Nifti1Image((away < radius).astype(np.uint8), scan.affine)
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.fixture(scope="module")
+def on_grid():
+    """The template exactly on the test grid, so that preparing it interpolates nothing."""
+    return sampled(GRID.affine, GRID.shape)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Function: image -> path of the file."""
+    count = itertools.count()
+
+    def save(image, name=None):
+        path = tmp_path / (name or f"scan{next(count)}.nii.gz")
+        nib.save(image, path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def reference(on_grid, tmp_path_factory):
+    path = tmp_path_factory.mktemp("reference") / "scan.nii"
+    nib.save(on_grid, path)
+    return prepare_volume(path, grid=GRID, register=False)
+
+
+# --- slices
+
+
+def test_slices_lie_as_promised(on_grid, saved):
+    """Index k upward, rows from anterior to posterior, columns from left to right: a mark in each direction."""
+    for axis, side in itertools.product(range(3), (-1, 1)):
+        place = np.array([0.0, -18.0, 9.0])
+        place[axis] += side * 36
+        out = prepare_volume(
+            saved(on_grid), lesion=saved(blob(on_grid, place, 8.0)), grid=GRID, register=False, min_brain=1e-6
+        )
+        k, row, column = ndimage.center_of_mass(out.lesion)
+        voxel = np.linalg.inv(GRID.affine) @ [*place, 1]
+        assert np.allclose([out.geometry.slice_index[0] + k, GRID.size - 1 - row, column], voxel[[2, 1, 0]], atol=0.6)
+
+
+def test_default_grid():
+    grid = Grid()
+    assert grid.shape == (96, 96, 72)
+    corners = nib.affines.apply_affine(grid.affine, [[0, 0, 0], [95, 95, 71]])
+    assert np.allclose(corners.mean(0), [0, -18, 9]) and np.allclose(corners[1] - corners[0], [190, 190, 142])
+    assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+
+
+def test_prepared_scan(reference):
+    image, brain = reference.image, reference.brain
+    assert image.shape == brain.shape == (len(reference.geometry.slice_index), 48, 48)
+    assert image.dtype == np.float32 and brain.dtype == bool and reference.lesion is None
+    assert image.min() == -1 and image.max() <= 1 and (image[~brain] == -1).all()
+    assert (brain.mean((1, 2)) >= 0.05).all()
+    assert list(reference.geometry.slice_index) == sorted(set(reference.geometry.slice_index))
+
+
+def test_slices_with_little_brain_are_left_out(on_grid, saved):
+    few = prepare_volume(saved(on_grid), grid=GRID, register=False, min_brain=0.3)
+    every = prepare_volume(saved(on_grid), grid=GRID, register=False, min_brain=0.0)
+    assert (few.brain.mean((1, 2)) >= 0.3).all()
+    assert len(every.image) == GRID.shape[2] > len(few.image) > 5
+    assert np.array_equal(every.image[list(few.geometry.slice_index)], few.image)
+
+
+ORIENTATIONS = ["".join(c) for axes in itertools.permutations(["RL", "AP", "SI"]) for c in itertools.product(*axes)]
+
+
+def test_every_orientation_gives_the_same_slices(on_grid, reference, tmp_path):
+    assert len(ORIENTATIONS) == 48
+    for codes in ORIENTATIONS:
+        turn = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(on_grid.affine), nib.orientations.axcodes2ornt(codes)
+        )
+        image = on_grid.as_reoriented(turn)
+        assert "".join(nib.aff2axcodes(image.affine)) == codes
+        nib.save(image, tmp_path / f"{codes}.nii")
+        out = prepare_volume(tmp_path / f"{codes}.nii", grid=GRID, register=False)
+        assert out.geometry.slice_index == reference.geometry.slice_index, codes
+        assert np.allclose(out.image, reference.image, atol=1e-4), codes
+        assert np.array_equal(out.brain, reference.brain), codes
+
+
+@pytest.mark.parametrize(
+    "voxel, turn", [((2, 2, 2), np.eye(4)), ((1.5, 2, 5), np.eye(4)), ((2.5, 2, 3), TILTED)], ids=str
 )
+def test_voxel_size_and_oblique_axes(voxel, turn, reference, saved):
+    out = prepare_volume(saved(sampled(*covering(np.array(voxel, float), turn))), grid=GRID, register=False, min_brain=0)
+    kept = list(reference.geometry.slice_index)
+    assert dice(out.brain[kept], reference.brain) > 0.96
+    both = out.brain[kept] & reference.brain
+    assert np.corrcoef(out.image[kept][both], reference.image[both])[0, 1] > 0.8
+    assert abs(np.median(out.image[kept][both] - reference.image[both])) < 0.05
 
-GRID = Grid(spacing=6.0, size=32)
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32, np.float64])
+def test_every_dtype_gives_the_same_slices(dtype, on_grid, reference, saved):
+    data = np.rint(np.asarray(on_grid.dataobj)).astype(dtype)
+    out = prepare_volume(saved(nib.Nifti1Image(data, on_grid.affine)), grid=GRID, register=False)
+    assert np.abs(out.image - reference.image).max() < 0.02
+
+
+def test_header_scaling_is_applied(on_grid, reference, saved):
+    image = nib.Nifti1Image(np.asarray(on_grid.dataobj), on_grid.affine)
+    image.set_data_dtype(np.int16)
+    image.header.set_slope_inter(0.01, 100)
+    path = saved(image)
+    stored = nib.load(path).dataobj.get_unscaled()
+    assert stored.dtype == np.int16 and stored.min() == -10000  # what is in the file is not what is meant
+    assert np.abs(prepare_volume(path, grid=GRID, register=False).image - reference.image).max() < 0.01
+
+
+def test_finer_scans_do_not_alias(saved):
+    """A pattern too fine for the grid turns grey instead of into a false pattern."""
+    affine, shape = covering((2.0, 2.0, 2.0))
+    scan = sampled(affine, shape)
+    brain = np.asarray(scan.dataobj) > 0
+    stripes = np.where(brain, 100 + 40 * (-1.0) ** np.indices(shape)[0], 0).astype(np.float32)
+    affine[0, 3] += 0.3  # the grid's voxels meet the stripes off their middle
+    out = prepare_volume(saved(nib.Nifti1Image(stripes, affine)), grid=GRID, register=False)
+    inner = ndimage.binary_erosion(out.brain, iterations=3)
+    assert out.image[inner].std() < 0.08  # 0.4 in the scan
+
+
+def test_a_scan_at_the_grids_resolution_stays_sharp(saved):
+    """Half a voxel off, waves of three voxels keep most of their height; linear interpolation would halve it."""
+    affine = GRID.affine
+    brain = np.asarray(sampled(affine, GRID.shape).dataobj) > 0
+    waves = np.where(brain, 100 + 40 * np.cos(2 * np.pi / 3 * np.indices(GRID.shape)[0]), 0).astype(np.float32)
+    affine[0, 3] += GRID.spacing / 2
+    out = prepare_volume(saved(nib.Nifti1Image(waves, affine)), grid=GRID, register=False)
+    inner = ndimage.binary_erosion(out.brain, iterations=3)
+    there = waves[ndimage.binary_erosion(brain, iterations=3)] / np.median(waves[brain])
+    assert out.image[inner].std() > 0.8 * there.std()
+
+
+# --- intensities
+
+
+def expected(data, brain, offset=0.0):
+    median = np.median(data[brain]) - offset
+    return np.where(brain, np.clip((data - offset) / median - 1, -1, 1), -1)
+
+
+def on_whole_grid(out):
+    full = np.full(GRID.shape[::-1], -1, np.float32)
+    full[list(out.geometry.slice_index)] = out.image
+    return full[:, ::-1].transpose(2, 1, 0)
+
+
+def test_normalisation(on_grid, saved):
+    """The brain's median becomes 0, twice the median and more 1."""
+    data = np.asarray(on_grid.dataobj).copy()
+    brain = data > 0
+    data[20:24, 20:24, 16:20] *= 5
+    out = prepare_volume(saved(nib.Nifti1Image(data, on_grid.affine)), grid=GRID, register=False, min_brain=0)
+    inner = ndimage.binary_erosion(brain)
+    assert np.abs(on_whole_grid(out) - expected(data, brain))[inner].max() < 1e-4
+    assert out.image.max() == 1
+    assert abs(np.median(out.image[out.brain])) < 0.02
+
+
+@pytest.mark.parametrize("factor", [0.003, 4000.0])
+def test_the_scale_does_not_matter(factor, on_grid, reference, saved):
+    image = nib.Nifti1Image(np.asarray(on_grid.dataobj) * np.float32(factor), on_grid.affine)
+    assert np.allclose(prepare_volume(saved(image), grid=GRID, register=False).image, reference.image, atol=1e-4)
+
+
+@pytest.mark.parametrize("background", [0.0, -5.0])
+def test_z_scored_scan(background, on_grid, saved):
+    """Negative values in the brain: shifted by the brain's 0.5 percentile first."""
+    data = np.asarray(on_grid.dataobj)
+    brain = ndimage.binary_fill_holes(data > 0)
+    z = np.where(brain, (data - data[brain].mean()) / data[brain].std(), background).astype(np.float32)
+    out = prepare_volume(saved(nib.Nifti1Image(z, on_grid.affine)), grid=GRID, register=False, min_brain=0)
+    right = expected(z, brain, np.percentile(z[brain], 0.5))
+    inner = ndimage.binary_erosion(brain)
+    assert np.abs(on_whole_grid(out) - right)[inner].max() < 1e-3
+    assert out.image[out.brain].std() > 0.1
+    back = out.geometry.to_intensity(on_whole_grid(out))
+    plain = inner & (np.abs(right) < 0.99)
+    assert np.abs(back - z)[plain].max() < 5e-3
+
+
+def test_a_few_negative_voxels_do_not_shift_the_scale(on_grid, reference, saved):
+    data = np.asarray(on_grid.dataobj).copy()
+    data[22:24, 22, 16:18] = -3
+    out = prepare_volume(saved(nib.Nifti1Image(data, on_grid.affine)), grid=GRID, register=False)
+    assert out.geometry.intensity[0] == 0
+    assert np.median(np.abs(out.image - reference.image)) < 1e-3
+
+
+# --- the brain
+
+
+def test_background_specks_and_holes(on_grid, reference, saved):
+    """Specks beside the brain are no brain, a ventricle that is exactly 0 is."""
+    data = np.asarray(on_grid.dataobj).copy()
+    data[1:3, 1:3, 15:17] = 200
+    data[22:25, 22:25, 17:19] = 0
+    out = prepare_volume(saved(nib.Nifti1Image(data, on_grid.affine)), grid=GRID, register=False)
+    assert np.array_equal(out.brain, reference.brain)
+
+
+def test_background_with_ripples_of_an_earlier_interpolation(on_grid, reference, saved):
+    data = np.asarray(on_grid.dataobj).copy()
+    data[data == 0] = (0.05 * np.sin(np.arange((data == 0).sum()))).astype(np.float32)
+    data[[0, 0, -1], [0, -1, 0], 0] = 0
+    out = prepare_volume(saved(nib.Nifti1Image(data, on_grid.affine)), grid=GRID, register=False)
+    assert dice(out.brain, reference.brain) > 0.99
+
+
+def test_given_brain_mask(on_grid, saved):
+    brain = ndimage.binary_erosion(np.asarray(on_grid.dataobj) > 0, iterations=2)
+    mask = saved(nib.Nifti1Image(brain.astype(np.uint8) * 255, on_grid.affine))
+    out = prepare_volume(saved(on_grid), brain=mask, grid=GRID, register=False, min_brain=0)
+    assert np.array_equal(on_whole_grid(out) > -1, brain & (on_whole_grid(out) > -1))
+    assert np.array_equal(out.brain[:, ::-1].transpose(2, 1, 0), brain)
+
+
+def test_lesion_mask(on_grid, saved):
+    """Any label above 0 is lesion."""
+    ball = np.asarray(blob(on_grid).dataobj) > 0
+    labels = np.where(ball, 1 + np.indices(ball.shape)[0] % 4, 0).astype(np.int16)
+    mask = saved(nib.Nifti1Image(labels, on_grid.affine))
+    out = prepare_volume(saved(on_grid), lesion=mask, grid=GRID, register=False, min_brain=0)
+    assert out.lesion.dtype == bool and np.array_equal(out.lesion[:, ::-1].transpose(2, 1, 0), ball)
+    empty = saved(nib.Nifti1Image(np.zeros(ball.shape, np.uint8), on_grid.affine))
+    assert not prepare_volume(saved(on_grid), lesion=empty, grid=GRID, register=False).lesion.any()
+
+
+# --- 4-D
+
+
+def test_channels(on_grid, reference, saved):
+    data = np.asarray(on_grid.dataobj)
+    four = saved(nib.Nifti1Image(np.stack([data[::-1], data], axis=3), on_grid.affine))
+    assert np.allclose(prepare_volume(four, channel=1, grid=GRID, register=False).image, reference.image, atol=1e-5)
+    assert np.allclose(load_volume(four, channel=0).dataobj, data[::-1])
+    single = saved(nib.Nifti1Image(data[..., None], on_grid.affine))
+    assert load_volume(single).shape == data.shape
+
+
+# --- bad input
+
+
+def bad_files(folder, on_grid):
+    """name -> keyword arguments of prepare_volume, and what the message must contain."""
+    data, affine = np.asarray(on_grid.dataobj), on_grid.affine
+
+    def save(name, values, place=affine, kind=nib.Nifti1Image):
+        nib.save(kind(values, place), folder / name)
+        return folder / name
+
+    good = save("good.nii.gz", data)
+    (folder / "text.nii.gz").write_text("not a scan")
+    (folder / "empty.nii.gz").write_bytes(b"")
+    (folder / "cut.nii.gz").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    whole = save("whole.nii", data)
+    (folder / "cut.nii").write_bytes(whole.read_bytes()[:50_000])
+    (folder / "folder.nii").mkdir()
+    nan, infinite = data.copy(), data.copy()
+    nan[20, 20, 20], infinite[20, 20, 20] = np.nan, np.inf
+    small = np.where(np.asarray(blob(on_grid, radius=10.0).dataobj) > 0, data, 0)
+    far = nib.affines.from_matvec(np.eye(3), [0, 0, 400]) @ affine
+    colour = np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    return {
+        "missing.nii.gz": ({}, "no such file"),
+        "folder.nii": ({}, "no such file"),
+        "text.nii.gz": ({}, "NIfTI"),
+        "empty.nii.gz": ({}, "empty"),
+        "cut.nii.gz": ({}, "truncated"),
+        "cut.nii": ({}, "truncated"),
+        save("other.mgz", data, kind=nib.MGHImage).name: ({}, "not NIfTI"),
+        save("constant.nii.gz", np.full(data.shape, 7.0, np.float32)).name: ({}, "same value"),
+        save("nan.nii.gz", nan).name: ({}, "NaN"),
+        save("infinite.nii.gz", infinite).name: ({}, "infinite"),
+        save("huge.nii.gz", data.astype(np.float64) * 1e300).name: ({}, "infinite"),
+        save("flat.nii.gz", data[:, :, 20]).name: ({}, "3-D"),
+        save("four.nii.gz", np.stack([data] * 3, 3)).name: ({}, "3 volumes"),
+        save("few.nii.gz", np.stack([data] * 2, 3)).name: ({"channel": 2}, "no channel 2"),
+        save("complex.nii.gz", data.astype(np.complex64)).name: ({}, "one real number"),
+        save("colour.nii.gz", colour).name: ({}, "one real number"),
+        save("blob.nii.gz", small).name: ({}, "no brain"),
+        save("far.nii.gz", data, far).name: ({"register": False}, "no slices left"),
+    }
+
+
+NAMES = (
+    "missing.nii.gz folder.nii text.nii.gz empty.nii.gz cut.nii.gz cut.nii other.mgz constant.nii.gz nan.nii.gz "
+    "infinite.nii.gz huge.nii.gz flat.nii.gz four.nii.gz few.nii.gz complex.nii.gz colour.nii.gz blob.nii.gz far.nii.gz"
+).split()
 
 
 @pytest.fixture(scope="module")
-def brain():
-    """The template, stripped, at 4 mm: an array and its affine, in MNI space."""
-    reference = template("t1")
-    data = ndimage.gaussian_filter(np.asarray(reference.dataobj), 1.5)[::4, ::4, ::4]
-    data = np.where(np.asarray(template("brain").dataobj)[::4, ::4, ::4] > 0, data, 0)
-    return data.astype(np.float32), reference.affine @ np.diag([4, 4, 4, 1.0])
+def bad(on_grid, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    return folder, bad_files(folder, on_grid)
 
 
-def written(path, data, affine):
-    nib.save(nib.Nifti1Image(data, affine), path)
-    return path
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_scan(name, bad):
+    folder, files = bad
+    assert set(files) == set(NAMES)
+    options, reason = files[name]
+    with pytest.raises(ScanError, match=reason) as error:
+        prepare_volume(folder / name, grid=GRID, **options)
+    message = str(error.value)
+    assert message.startswith(f"{folder / name}: ") and "\n" not in message
 
 
-def oriented(data, affine, codes):
-    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
-    return nib.orientations.apply_orientation(data, turn), affine @ inv_ornt_aff(turn, data.shape)
+def test_bad_masks(on_grid, saved):
+    scan, data = saved(on_grid), np.asarray(on_grid.dataobj)
+    smaller = saved(nib.Nifti1Image(data[:-1], on_grid.affine))
+    mirrored = saved(nib.Nifti1Image(data, np.diag([-1.0, 1, 1, 1]) @ on_grid.affine @ nib.affines.from_matvec(np.eye(3), [5, 0, 0])))
+    for mask, reason in ((smaller, "shape"), (mirrored, "mm away"), (scan.with_name("no.nii.gz"), "no such file")):
+        for role in ("brain", "lesion"):
+            with pytest.raises(ScanError, match=reason) as error:
+                prepare_volume(scan, **{role: mask}, grid=GRID, register=False)
+            assert str(error.value).startswith(f"{mask}: ") and "\n" not in str(error.value)
+    nothing = saved(nib.Nifti1Image(np.zeros(data.shape, np.uint8), on_grid.affine))
+    with pytest.raises(ScanError, match="no brain"):
+        prepare_volume(scan, brain=nothing, grid=GRID, register=False)
 
 
-@pytest.fixture(scope="module")
-def expected(brain, tmp_path_factory):
-    return prepare_volume(written(tmp_path_factory.mktemp("v") / "ras.nii.gz", *brain), grid=GRID)
+# --- registration
+
+MOVED = nib.affines.from_matvec(
+    Rotation.from_euler("xyz", [8, -6, 11], degrees=True).as_matrix() @ np.diag([1.08, 0.95, 1.03]), [14, -22, 9]
+)  # scan mm -> MNI mm
 
 
-def test_slices_are_upright_normalised_and_in_order(expected):
-    image, inside = expected.image, expected.brain
-    assert image.shape == inside.shape == (len(expected.geometry.slice_index), 32, 32)
-    assert image.dtype == np.float32 and (image[~inside] == -1).all() and image.min() >= -1 and image.max() <= 1
-    assert abs(np.median(image[inside])) < 0.06  # the median of the brain lies at 0
-    assert list(expected.geometry.slice_index) == sorted(expected.geometry.slice_index)
-    # the cerebellum is low and posterior, that is in the lower half of the lowest slices
-    rows = inside[1].any(1).nonzero()[0]
-    assert rows.mean() > 16
-    assert (inside.mean((1, 2)) >= 0.05).all()
+def moved_scan(voxel=(3.0, 3.0, 3.0), source=None):
+    """The template seen by a scanner that knows nothing of MNI space."""
+    affine, shape = covering(voxel)
+    scan = sampled(MOVED @ affine, shape, source)
+    return nib.Nifti1Image(np.asarray(scan.dataobj), affine)
 
 
-@pytest.mark.parametrize("codes", ["".join(c) for p in itertools.permutations(("RL", "AP", "SI")) for c in itertools.product(*p)])
-def test_every_orientation_gives_the_same_slices(brain, expected, tmp_path, codes):
-    prepared = prepare_volume(written(tmp_path / "scan.nii", *oriented(*brain, codes)), grid=GRID)
-    np.testing.assert_allclose(prepared.image, expected.image, atol=1e-4)
+def registration_error(found):
+    """Mean distance in mm over the brain."""
+    brain = template("brain")
+    points = nib.affines.apply_affine(brain.affine, np.argwhere(np.asarray(brain.dataobj) > 0)[::5000])
+    there = nib.affines.apply_affine(found @ np.linalg.inv(MOVED), points)
+    return np.linalg.norm(there - points, axis=1).mean()
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
-def test_every_type_and_scale_gives_the_same_slices(brain, expected, tmp_path, dtype):
-    data, affine = brain
-    image = nib.Nifti1Image(np.round(data).astype(dtype), affine)
-    if dtype == np.int16:
-        image.header.set_slope_inter(0.5, 0)  # stored values are twice the real ones
-        image = nib.Nifti1Image(np.round(data).astype(np.int16), affine)
-    nib.save(image, tmp_path / "scan.nii.gz")
-    prepared = prepare_volume(tmp_path / "scan.nii.gz", grid=GRID)
-    np.testing.assert_allclose(prepared.image, expected.image, atol=0.02)
-    bright = prepare_volume(written(tmp_path / "bright.nii.gz", (data * 37).astype(np.float32), affine), grid=GRID)
-    np.testing.assert_allclose(bright.image, expected.image, atol=1e-3)
+@pytest.mark.parametrize("contrast", ["same", "inverted", "z-scored"])
+def test_registration_recovers_a_known_affine(contrast):
+    scan = moved_scan()
+    data = np.asarray(scan.dataobj)
+    brain = data > 0
+    if contrast == "inverted":
+        data = np.where(brain, 260 - data, 0)
+    elif contrast == "z-scored":
+        data = np.where(brain, (data - data[brain].mean()) / data[brain].std(), 0)
+    found = register_to_mni(nib.Nifti1Image(data.astype(np.float32), scan.affine), brain)
+    assert registration_error(found) < 1.0
 
 
-def test_header_scaling_is_applied(brain, tmp_path):
-    data, affine = brain
-    image = nib.Nifti1Image(np.round(data).astype(np.int16), affine)
-    image.header.set_slope_inter(2.0, 10.0)
-    nib.save(image, tmp_path / "scaled.nii")
-    loaded = np.asarray(load_volume(tmp_path / "scaled.nii").dataobj)
-    raw = np.asarray(nib.load(tmp_path / "scaled.nii").dataobj)
-    np.testing.assert_allclose(loaded, raw)
+def test_registration_repeats_exactly():
+    scan = moved_scan((4.0, 4.0, 4.0))
+    brain = np.asarray(scan.dataobj) > 0
+    assert np.array_equal(register_to_mni(scan, brain), register_to_mni(scan, brain))
 
 
-def test_z_scored_scans_with_negative_values(brain, expected, tmp_path):
-    data, affine = brain
-    inside = data > 0
-    scored = np.where(inside, (data - data[inside].mean()) / data[inside].std(), 0).astype(np.float32)
-    prepared = prepare_volume(written(tmp_path / "z.nii.gz", scored, affine), grid=GRID)
-    assert np.corrcoef(prepared.image[expected.brain], expected.image[expected.brain])[0, 1] > 0.95
-    assert prepared.geometry.intensity[0] < 0
+def test_a_brain_that_is_cut_off_is_not_stretched():
+    scan = moved_scan()
+    data = np.asarray(scan.dataobj).copy()
+    data[:, : int(0.3 * data.shape[1])] = 0  # part of the occipital lobes
+    found = register_to_mni(nib.Nifti1Image(data, scan.affine), data > 0)
+    assert registration_error(found) < 5
 
 
-def test_a_given_brain_mask_is_used(brain, tmp_path):
-    data, affine = brain
-    half = (data > 0) & (np.arange(data.shape[0]) < data.shape[0] // 2)[:, None, None]
-    scan, mask = written(tmp_path / "s.nii", data, affine), written(tmp_path / "m.nii", half.astype(np.uint8), affine)
-    prepared = prepare_volume(scan, brain=mask, grid=GRID, register=False)
-    assert prepared.brain[:, :, 18:].sum() == 0 and prepared.brain[:, :, :14].any()
+def head_of(source):
+    """A head around a stripped brain: dark skull, bright scalp, a neck, noise everywhere."""
+    data = np.asarray(source.dataobj)
+    spacing = np.linalg.norm(source.affine[:3, 0])
+    brain = ndimage.binary_closing(data > 0, iterations=2)
+    away = ndimage.distance_transform_edt(~brain) * spacing
+    x, y, z = np.moveaxis(nib.affines.apply_affine(source.affine, np.moveaxis(np.indices(data.shape), 0, -1)), -1, 0)
+    head = np.where((away > 3) & (away <= 9), 20.0, 0.0)
+    head[(away > 9) & (away <= 16) & (z > -60)] = 220
+    head[(x**2 + (y + 30) ** 2 < 55**2) & (z < -30) & (away > 6)] = 110
+    head = np.where(data > 0, data, head)
+    noise = np.random.default_rng(0).normal(0, 6, (2, *data.shape))
+    return nib.Nifti1Image(np.hypot(head + noise[0], noise[1]).astype(np.float32), source.affine)
 
 
-def test_lesion_mask_lies_where_the_lesion_is(brain, tmp_path):
-    data, affine = brain
-    lesion = np.zeros(data.shape, np.uint8)
-    lesion[14:18, 30:34, 22:26] = 1
-    dark = np.where(lesion > 0, 5, data).astype(np.float32)
-    prepared = prepare_volume(
-        written(tmp_path / "s.nii", dark, affine), lesion=written(tmp_path / "l.nii", lesion, affine), grid=GRID
+def test_head_with_skull_gets_the_templates_brain(saved):
+    scan = moved_scan((4.0, 4.0, 4.0))
+    head = head_of(scan)
+    out = prepare_volume(saved(head), grid=GRID, register="auto", min_brain=0)
+    assert registration_error(out.geometry.to_mni) < 6
+    returned = np.asarray(return_to_scan(out.brain, out.geometry).dataobj) > 0.5
+    lowest = nib.affines.apply_affine(MOVED @ scan.affine, np.moveaxis(np.indices(scan.shape), 0, -1))[..., 2] > -55
+    assert dice(returned & lowest, (np.asarray(scan.dataobj) > 0) & lowest) > 0.88
+
+
+def test_when_a_scan_is_registered(on_grid, saved, monkeypatch):
+    """True: always; False: never; "auto": only a scan that is not in MNI space yet."""
+    calls = []
+
+    def fake(image, brain=None):
+        calls.append(brain)
+        return np.linalg.inv(image.affine @ np.linalg.inv(on_grid.affine))
+
+    monkeypatch.setattr(volumes, "register_to_mni", fake)
+    shifted = nib.Nifti1Image(np.asarray(on_grid.dataobj), nib.affines.from_matvec(np.eye(3), [0, 30, 0]) @ on_grid.affine)
+    there, elsewhere = saved(on_grid), saved(shifted)
+    for path, register, n in (
+        (there, "auto", 0), (there, False, 0), (there, True, 1), (elsewhere, False, 0), (elsewhere, "auto", 1),
+    ):  # fmt: skip
+        calls.clear()
+        out = prepare_volume(path, grid=GRID, register=register)
+        assert len(calls) == n, (path, register)
+        assert np.array_equal(out.geometry.to_mni, np.eye(4)) == (n == 0 or path == there)
+    with pytest.raises(ValueError, match="register is"):
+        prepare_volume(there, grid=GRID, register="yes")
+
+
+def test_failed_registration_is_an_error(on_grid, saved, monkeypatch):
+    path = saved(on_grid)
+    monkeypatch.setattr(volumes, "register_to_mni", lambda *_: nib.affines.from_matvec(np.eye(3), [90, 0, 0]))
+    with pytest.raises(ScanError, match="cannot be registered.*register=False") as error:
+        prepare_volume(path, grid=GRID, register=True)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_without_simpleitk(on_grid, saved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(ImportError, match=r'pip install "madad-lite\[prep\]"'):
+        prepare_volume(saved(on_grid), grid=GRID, register=True)
+    assert len(prepare_volume(saved(on_grid), grid=GRID, register="auto").image)  # not needed, not missed
+
+
+def test_registered_scan_gives_the_same_slices_as_one_in_place(reference, saved):
+    out = prepare_volume(saved(moved_scan()), grid=GRID, min_brain=0)
+    kept = list(reference.geometry.slice_index)
+    assert dice(out.brain[kept], reference.brain) > 0.97
+    both = out.brain[kept] & reference.brain
+    assert np.corrcoef(out.image[kept][both], reference.image[both])[0, 1] > 0.8
+
+
+# --- the way back
+
+
+@pytest.mark.parametrize(
+    "voxel, turn, codes",
+    [
+        ((4, 4, 4), np.eye(4), "RAS"),
+        ((2, 2, 2), np.eye(4), "PIR"),
+        ((1.5, 3, 4), np.eye(4), "LSA"),
+        ((2.5, 2, 3), TILTED, "LAS"),
+        ((2, 3, 2.5), np.linalg.inv(TILTED), "SPL"),
+    ],
+    ids=str,
+)
+def test_round_trip(voxel, turn, codes, saved):
+    """A ball in the scan's own grid comes back as the same ball, on exactly the scan's grid."""
+    scan = sampled(*covering(np.array(voxel, float), turn))
+    scan = scan.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(scan.affine), nib.orientations.axcodes2ornt(codes)
+        )
     )
-    assert prepared.lesion.any() and prepared.image[prepared.lesion].mean() < prepared.image[prepared.brain].mean() - 0.3
+    path, ball = saved(scan), blob(scan)
+    out = prepare_volume(path, lesion=saved(ball), grid=Grid(), register=False)
+    back = return_to_scan(out.lesion, out.geometry)
+    original = nib.load(path)
+    assert back.shape == original.shape and np.array_equal(back.affine, original.affine)
+    assert back.get_data_dtype() == np.float32
+    assert dice(np.asarray(back.dataobj) > 0.5, np.asarray(ball.dataobj) > 0) > 0.93
 
 
-def test_maps_return_to_the_scans_own_grid(brain, tmp_path):
-    data, affine = brain
-    turn = np.eye(4)
-    turn[:3, :3] = [[0.98, -0.199, 0], [0.199, 0.98, 0], [0, 0, 1]]  # oblique
-    scan, moved = oriented(data, affine, "PIR")
-    path = written(tmp_path / "s.nii.gz", scan, turn @ moved)
-    prepared = prepare_volume(path, grid=Grid(spacing=4.0, size=48), register=False)
-    centre = ndimage.center_of_mass(scan > 0)
-    blob = sum((a - c) ** 2 for a, c in zip(np.ogrid[tuple(slice(n) for n in scan.shape)], centre)) < 6**2
-    lesion = written(tmp_path / "l.nii.gz", blob.astype(np.uint8), turn @ moved)
-    there = prepare_volume(path, lesion=lesion, grid=Grid(spacing=4.0, size=48), register=False).lesion
-    back = return_to_scan(there.astype(np.float32), prepared.geometry)
+def test_round_trip_after_registration(saved):
+    scan = moved_scan()
+    path, ball = saved(scan), blob(scan, centre=(-20.0, -10.0, 10.0))
+    out = prepare_volume(path, lesion=saved(ball), grid=Grid(spacing=2.0), register=True)
+    back = return_to_scan(out.lesion, out.geometry)
     assert back.shape == scan.shape and np.array_equal(back.affine, nib.load(path).affine)
-    found = np.asarray(back.dataobj) > 0.5
-    assert 2 * (found & blob).sum() / (found.sum() + blob.sum()) > 0.9
-    again = Geometry.from_dict(prepared.geometry.to_dict())
-    assert np.array_equal(np.asarray(return_to_scan(there, again).dataobj), np.asarray(back.dataobj))
+    assert dice(np.asarray(back.dataobj) > 0.5, np.asarray(ball.dataobj) > 0) > 0.93
 
 
-def test_registration_is_skipped_where_it_is_not_needed(expected):
-    assert np.array_equal(expected.geometry.to_mni, np.eye(4))
+def test_affine_of_a_qform_survives_being_saved(on_grid, saved, tmp_path):
+    """Some scanners write only the qform; its rotation is not a float32 matrix."""
+    image = nib.Nifti1Image(np.asarray(on_grid.dataobj), None)
+    image.set_qform(TILTED @ on_grid.affine, code=1)
+    image.set_sform(None, code=0)
+    path = saved(image)
+    out = prepare_volume(path, grid=GRID, register=False)
+    back = return_to_scan(out.image, out.geometry)
+    assert np.array_equal(back.affine, nib.load(path).affine)
+    save_nifti(back, tmp_path / "map.nii.gz")
+    assert np.abs(nib.load(tmp_path / "map.nii.gz").affine - nib.load(path).affine).max() < 1e-5
 
 
-def test_registration_brings_a_displaced_brain_back(brain, tmp_path):
-    data, affine = brain
-    move = np.eye(4)
-    move[:3, :3] *= 0.9
-    move[:3, 3] = 25, -15, 30
-    prepared = prepare_volume(written(tmp_path / "far.nii.gz", data, move @ affine), grid=GRID)
-    found = prepared.geometry.to_mni @ move
-    points = np.array([[0, 0, 0, 1], [40, -40, 20, 1], [-30, 30, 40, 1]]).T
-    assert np.abs((found @ points - points)[:3]).max() < 8  # mm, at a resolution of 4 mm
-    assert mask_overlap(data > 0, move @ affine, prepared.geometry.to_mni) > 0.9
+def test_nothing_outside_the_kept_slices(reference):
+    some = np.ones_like(reference.image)
+    back = np.asarray(return_to_scan(some, reference.geometry).dataobj)
+    kept = list(reference.geometry.slice_index)
+    assert np.allclose(back[:, :, kept], 1, atol=1e-5)
+    assert not np.delete(back, kept, axis=2).any()
+    with pytest.raises(ValueError, match="do not fit"):
+        return_to_scan(some[:-1], reference.geometry)
 
 
-def bad(kind, folder, brain):
-    data, affine = brain
-    path = folder / f"{kind}.nii.gz"
-    if kind == "truncated":
-        raw = gzip.compress(nib.Nifti1Image(data, affine).to_bytes())
-        path.write_bytes(raw[: len(raw) // 2])
-    elif kind == "text":
-        path.write_text("not an image")
-    elif kind == "nothing":
-        path.write_bytes(b"")
-    elif kind != "absent":
-        values = {
-            "constant": np.full_like(data, 3), "nan": np.where(data > 100, np.nan, data), "flat": data[:, :, 20],
-            "series": np.stack([data, data], -1), "tiny": np.where(np.indices(data.shape).sum(0) < 3, data + 1, 0),
-        }[kind]  # fmt: skip
-        written(path, values.astype(np.float32), affine)
-    return path
+def test_geometry_survives_json(saved):
+    scan = sampled(*covering(np.array([2.5, 2, 3]), TILTED))
+    out = prepare_volume(saved(scan), grid=GRID, register=False)
+    same = Geometry.from_dict(json.loads(json.dumps(out.geometry.to_dict())))
+    assert same.to_dict() == out.geometry.to_dict()
+    for name in ("scan_affine", "to_mni"):
+        assert np.array_equal(getattr(same, name), getattr(out.geometry, name))
+    assert same.scan_shape == out.geometry.scan_shape and same.slice_index == out.geometry.slice_index
+    one, two = (return_to_scan(out.image, g) for g in (out.geometry, same))
+    assert np.array_equal(one.dataobj, two.dataobj) and np.array_equal(one.affine, two.affine)
 
 
-@pytest.mark.parametrize("kind", ["absent", "nothing", "text", "truncated", "constant", "nan", "flat", "series", "tiny"])
-def test_bad_files_are_refused_in_one_line_that_names_them(kind, tmp_path, brain):
-    path = bad(kind, tmp_path, brain)
-    with pytest.raises(ScanError) as error:
-        prepare_volume(path, grid=GRID)
-    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+# --- saving
 
 
-def test_masks_of_another_shape_and_far_away_scans_are_refused(brain, tmp_path):
-    data, affine = brain
-    scan, small = written(tmp_path / "s.nii", data, affine), written(tmp_path / "small.nii", (data[:-2] > 0).astype(np.uint8), affine)
-    for which in ("brain", "lesion"):
-        with pytest.raises(ScanError, match="small.nii"):
-            prepare_volume(scan, grid=GRID, **{which: small})
-    far = affine.copy()
-    far[:3, 3] += 1000
-    with pytest.raises(ScanError, match="no slices"):
-        prepare_volume(written(tmp_path / "far.nii", data, far), grid=GRID, register=False)
-
-
-def test_a_channel_of_a_series(brain, tmp_path):
-    data, affine = brain
-    path = written(tmp_path / "s.nii", np.stack([data, 2 * data], -1), affine)
-    np.testing.assert_allclose(load_volume(path, 1).dataobj, 2 * data)
-    with pytest.raises(ScanError, match="channel"):
-        load_volume(path, 2)
-    assert load_volume(written(tmp_path / "one.nii", data[..., None], affine)).shape == data.shape
-
-
-def test_saving_is_whole_or_not_at_all(brain, tmp_path):
-    image = nib.Nifti1Image(*brain)
-    save_nifti(image, tmp_path / "map.nii.gz")
-    before = (tmp_path / "map.nii.gz").read_bytes()
-    with pytest.raises(ScanError, match="exists"):
-        save_nifti(image, tmp_path / "map.nii.gz")
-    assert (tmp_path / "map.nii.gz").read_bytes() == before
-    save_nifti(image, tmp_path / "map.nii.gz", force=True)
+def test_save_never_overwrites_silently(on_grid, tmp_path):
+    path = tmp_path / "map.nii.gz"
+    save_nifti(on_grid, path)
+    before = path.read_bytes()
+    other = nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4))
+    with pytest.raises(ScanError, match="exists already") as error:
+        save_nifti(other, path)
+    assert str(error.value).startswith(f"{path}: ") and path.read_bytes() == before
+    save_nifti(other, path, force=True)
+    assert nib.load(path).shape == (4, 4, 4)
     assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"]
+
+
+def test_interrupted_save_leaves_the_old_file_and_no_other(on_grid, tmp_path, monkeypatch):
+    path = tmp_path / "map.nii.gz"
+    save_nifti(on_grid, path)
+    before = path.read_bytes()
+
+    def breaks(image, to):
+        assert to != path
+        to.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(nib, "save", breaks)
+    with pytest.raises(OSError, match="disk full"):
+        save_nifti(on_grid, path, force=True)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"]
+
+
+def test_the_same_volume_gives_the_same_bytes(on_grid, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_nifti(on_grid, tmp_path / name / "map.nii.gz")
+    assert (tmp_path / "a" / "map.nii.gz").read_bytes() == (tmp_path / "b" / "map.nii.gz").read_bytes()
+
+
+# --- the template
+
+
+def test_template():
+    t1, brain = template("t1"), template("brain")
+    assert np.allclose(nib.affines.voxel_sizes(t1.affine), 1) and t1.shape == brain.shape
+    assert set(np.unique(brain.dataobj)) == {0, 1}
+    assert 1700 < np.asarray(brain.dataobj).sum() / 1000 < 2000  # mL
+    for kind in ("gm", "wm"):
+        assert template(kind).shape == t1.shape and np.asarray(template(kind).dataobj).max() == 255
