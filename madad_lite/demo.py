@@ -22,7 +22,7 @@ SEED = 2024  # not a seed that the shipped weights were trained with
 MARKER = "demo.json"
 
 
-def short_training(data: Path, out: Path, *, autoencoder_steps: int = 300, denoiser_steps: int = 250) -> MadAdPipeline:
+def short_training(data: Path, out: Path, *, autoencoder_steps: int = 250, denoiser_steps: int = 200) -> MadAdPipeline:
     """Both stages, briefly: minutes on two CPU cores."""
     autoencoder = training.configured(
         training.RECIPES["lite"][0], steps=autoencoder_steps, validate_every=100, checkpoint_every=100, ema_decay=0.99
@@ -42,7 +42,7 @@ def short_training(data: Path, out: Path, *, autoencoder_steps: int = 300, denoi
     return load_parts(out / "autoencoder" / "best", out / "denoiser" / "best", mask_threshold=0.1)
 
 
-def run_demo(out: str | Path, *, normal: int = 10, patients: int = 6, **training_steps) -> Path:
+def run_demo(out: str | Path, *, normal: int = 8, patients: int = 6, **training_steps) -> Path:
     """Simulate, prepare, train, detect, evaluate, and write `index.html`. Replaces an earlier demo, nothing else."""
     out, started = Path(out), time.time()
     if out.exists() and any(out.iterdir()):

@@ -5,6 +5,7 @@ SimpleITK does the work (extra `prep`) and is imported only when a scan has to b
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def _itk(coarse: nib.Nifti1Image):
     return image
 
 
+@contextmanager
+def _one_thread():
+    """Several threads would add in another order each time, and change the last digits. ITK has one setting for all."""
+    import SimpleITK as sitk
+
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
 @lru_cache(maxsize=4)
 def _itk_template(kind: str, spacing: float):
     reference = template(kind)
@@ -72,7 +86,6 @@ def _optimise(transform, moving: nib.Nifti1Image, margin: int) -> float:
     spacing = float(moving.affine[0, 0])
     inside = _itk_template("brain", spacing) > 0.5
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)  # several would add in another order each time, and change the last digits
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.NONE)
     method.SetMetricFixedMask(sitk.BinaryDilate(inside, [margin] * 3) if margin else inside)
@@ -98,7 +111,10 @@ def _starts(moving: nib.Nifti1Image, whole_head: bool) -> list[np.ndarray]:
         return [_centre(data > 0, affine)]
     # The brain hangs from the top of the head; how far below, and how far in front of the neck, has to be tried.
     head = data > 0.15 * data.max()
-    top = np.flatnonzero(head.sum((0, 1)) >= 10).max()
+    levels = np.flatnonzero(head.sum((0, 1)) >= 10)
+    if not len(levels):
+        raise RuntimeError("there is no head in it")
+    top = levels.max()
     below = max(0, top - int(120 / affine[2, 2]))
     x, y, _ = _centre(head[:, :, below : top + 1], affine)
     z = affine[2, 3] + top * affine[2, 2]
@@ -130,15 +146,16 @@ def register_to_mni(image: nib.Nifti1Image, brain: np.ndarray | None = None) -> 
     margin = 0 if brain is None else 1
 
     centre = [float(v) for v in _centre(np.asarray(template("brain").dataobj), template("brain").affine)]
-    tried = []
-    for start in _starts(coarse[8.0], whole_head=brain is None):
-        similarity = sitk.Similarity3DTransform()
-        similarity.SetCenter(centre)
-        similarity.SetTranslation([float(v) for v in start - centre])
-        tried.append((_optimise(similarity, coarse[8.0], margin), similarity))
-    best = min(tried, key=lambda pair: pair[0])[1]
-    transform = sitk.AffineTransform(best.GetMatrix(), best.GetTranslation(), centre)
-    _optimise(transform, coarse[4.0], 2 * margin)
+    with _one_thread():
+        tried = []
+        for start in _starts(coarse[8.0], whole_head=brain is None):
+            similarity = sitk.Similarity3DTransform()
+            similarity.SetCenter(centre)
+            similarity.SetTranslation([float(v) for v in start - centre])
+            tried.append((_optimise(similarity, coarse[8.0], margin), similarity))
+        best = min(tried, key=lambda pair: pair[0])[1]
+        transform = sitk.AffineTransform(best.GetMatrix(), best.GetTranslation(), centre)
+        _optimise(transform, coarse[4.0], 2 * margin)
 
     matrix = np.array(transform.GetMatrix()).reshape(3, 3)
     scales = np.linalg.svd(matrix, compute_uv=False)

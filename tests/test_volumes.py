@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import struct
 import sys
 
 import nibabel as nib
@@ -15,6 +16,7 @@ from madad_lite.registration import register_to_mni, template
 from madad_lite.volumes import Geometry, Grid, ScanError, load_volume, prepare_volume, return_to_scan, save_nifti
 
 GRID = Grid(spacing=4.0, size=48)
+STRAIGHT = np.eye(4)
 TILTED = nib.affines.from_matvec(Rotation.from_euler("xyz", [12, -9, 17], degrees=True).as_matrix())
 
 
@@ -26,7 +28,7 @@ def sampled(affine, shape, source=None, order=1):
     return nib.Nifti1Image(ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], shape, order=order), affine)
 
 
-def covering(voxel=(4.0, 4.0, 4.0), turn=np.eye(4)):
+def covering(voxel=(4.0, 4.0, 4.0), turn=STRAIGHT):
     """Affine and shape of a grid of such voxels around the whole template, turned about its middle."""
     shape = np.ceil(np.array([220, 260, 230]) / voxel).astype(int)
     middle = nib.affines.from_matvec(np.eye(3), [0, -18, 9])
@@ -38,6 +40,14 @@ def blob(scan, centre=(-28.0, -20.0, 22.0), radius=14.0):
     voxels = np.moveaxis(np.indices(scan.shape), 0, -1)
     away = np.linalg.norm(nib.affines.apply_affine(scan.affine, voxels) - centre, axis=-1)
     return nib.Nifti1Image((away < radius).astype(np.uint8), scan.affine)
+
+
+def ball_map(geometry, centre=(-28.0, -20.0, 22.0), radius=14.0):
+    """The same ball as slices, 0.5 at its edge."""
+    x, y, z = np.meshgrid(*(np.arange(n) for n in geometry.grid.shape), indexing="ij")
+    places = nib.affines.apply_affine(geometry.grid.affine, np.stack([x, y, z], -1))
+    values = np.clip(0.5 + (radius - np.linalg.norm(places - centre, axis=-1)) / 4, 0, 1)
+    return values.transpose(2, 1, 0)[list(geometry.slice_index), ::-1]
 
 
 def dice(a, b):
@@ -130,7 +140,8 @@ def test_every_orientation_gives_the_same_slices(on_grid, reference, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "voxel, turn", [((2, 2, 2), np.eye(4)), ((1.5, 2, 5), np.eye(4)), ((2.5, 2, 3), TILTED)], ids=str
+    "voxel, turn", [((2, 2, 2), STRAIGHT), ((1.5, 2, 5), STRAIGHT), ((2.5, 2, 3), TILTED)],
+    ids=["2 mm", "anisotropic", "oblique"],
 )
 def test_voxel_size_and_oblique_axes(voxel, turn, reference, saved):
     out = prepare_volume(saved(sampled(*covering(np.array(voxel, float), turn))), grid=GRID, register=False, min_brain=0)
@@ -149,12 +160,11 @@ def test_every_dtype_gives_the_same_slices(dtype, on_grid, reference, saved):
 
 
 def test_header_scaling_is_applied(on_grid, reference, saved):
-    image = nib.Nifti1Image(np.asarray(on_grid.dataobj), on_grid.affine)
-    image.set_data_dtype(np.int16)
-    image.header.set_slope_inter(0.01, 100)
-    path = saved(image)
-    stored = nib.load(path).dataobj.get_unscaled()
-    assert stored.dtype == np.int16 and stored.min() == -10000  # what is in the file is not what is meant
+    stored = np.rint((np.asarray(on_grid.dataobj) - 100) / 0.01).astype(np.int16)  # not what is meant
+    path = saved(nib.Nifti1Image(stored, on_grid.affine), "scaled.nii")
+    content = bytearray(path.read_bytes())
+    content[112:120] = struct.pack("<ff", 0.01, 100)  # scl_slope, scl_inter
+    path.write_bytes(content)
     assert np.abs(prepare_volume(path, grid=GRID, register=False).image - reference.image).max() < 0.01
 
 
@@ -360,7 +370,7 @@ def test_bad_scan(name, bad):
 def test_bad_masks(on_grid, saved):
     scan, data = saved(on_grid), np.asarray(on_grid.dataobj)
     smaller = saved(nib.Nifti1Image(data[:-1], on_grid.affine))
-    mirrored = saved(nib.Nifti1Image(data, np.diag([-1.0, 1, 1, 1]) @ on_grid.affine @ nib.affines.from_matvec(np.eye(3), [5, 0, 0])))
+    mirrored = saved(nib.Nifti1Image(data, np.diag([-1.0, 1, 1, 1]) @ on_grid.affine))
     for mask, reason in ((smaller, "shape"), (mirrored, "mm away"), (scan.with_name("no.nii.gz"), "no such file")):
         for role in ("brain", "lesion"):
             with pytest.raises(ScanError, match=reason) as error:
@@ -403,13 +413,23 @@ def test_registration_recovers_a_known_affine(contrast):
     elif contrast == "z-scored":
         data = np.where(brain, (data - data[brain].mean()) / data[brain].std(), 0)
     found = register_to_mni(nib.Nifti1Image(data.astype(np.float32), scan.affine), brain)
-    assert registration_error(found) < 1.0
+    assert registration_error(found) < 2  # mm, half a voxel of its finer stage
 
 
 def test_registration_repeats_exactly():
+    """Whatever the number of threads, which is the process's again afterwards."""
+    from SimpleITK import ProcessObject as sitk
+
     scan = moved_scan((4.0, 4.0, 4.0))
-    brain = np.asarray(scan.dataobj) > 0
-    assert np.array_equal(register_to_mni(scan, brain), register_to_mni(scan, brain))
+    brain, before, found = np.asarray(scan.dataobj) > 0, sitk.GetGlobalDefaultNumberOfThreads(), []
+    try:
+        for threads in (1, 2, 4):
+            sitk.SetGlobalDefaultNumberOfThreads(threads)
+            found.append(register_to_mni(scan, brain))
+            assert sitk.GetGlobalDefaultNumberOfThreads() == threads
+    finally:
+        sitk.SetGlobalDefaultNumberOfThreads(before)
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
 def test_a_brain_that_is_cut_off_is_not_stretched():
@@ -496,16 +516,16 @@ def test_registered_scan_gives_the_same_slices_as_one_in_place(reference, saved)
 @pytest.mark.parametrize(
     "voxel, turn, codes",
     [
-        ((4, 4, 4), np.eye(4), "RAS"),
-        ((2, 2, 2), np.eye(4), "PIR"),
-        ((1.5, 3, 4), np.eye(4), "LSA"),
+        ((4, 4, 4), STRAIGHT, "RAS"),
+        ((2, 2, 2), STRAIGHT, "PIR"),
+        ((1.5, 3, 4), STRAIGHT, "LSA"),
         ((2.5, 2, 3), TILTED, "LAS"),
         ((2, 3, 2.5), np.linalg.inv(TILTED), "SPL"),
     ],
-    ids=str,
+    ids=["RAS", "2 mm PIR", "anisotropic LSA", "oblique LAS", "oblique SPL"],
 )
 def test_round_trip(voxel, turn, codes, saved):
-    """A ball in the scan's own grid comes back as the same ball, on exactly the scan's grid."""
+    """A ball in the scan comes back as the same ball, on exactly the scan's grid."""
     scan = sampled(*covering(np.array(voxel, float), turn))
     scan = scan.as_reoriented(
         nib.orientations.ornt_transform(
@@ -514,11 +534,12 @@ def test_round_trip(voxel, turn, codes, saved):
     )
     path, ball = saved(scan), blob(scan)
     out = prepare_volume(path, lesion=saved(ball), grid=Grid(), register=False)
-    back = return_to_scan(out.lesion, out.geometry)
-    original = nib.load(path)
-    assert back.shape == original.shape and np.array_equal(back.affine, original.affine)
-    assert back.get_data_dtype() == np.float32
-    assert dice(np.asarray(back.dataobj) > 0.5, np.asarray(ball.dataobj) > 0) > 0.93
+    truth, original = np.asarray(ball.dataobj) > 0, nib.load(path)
+    for slices, least in ((ball_map(out.geometry), 0.95), (out.lesion, 0.85)):  # a mask has lost part of a voxel
+        back = return_to_scan(slices, out.geometry)
+        assert back.shape == original.shape and np.array_equal(back.affine, original.affine)
+        assert back.get_data_dtype() == np.float32
+        assert dice(np.asarray(back.dataobj) > 0.5, truth) > least
 
 
 def test_round_trip_after_registration(saved):
