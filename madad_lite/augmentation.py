@@ -66,3 +66,43 @@ def random_contrast(images: torch.Tensor, brain: torch.Tensor, generator: torch.
     value = torch.lerp(levels.gather(1, left), levels.gather(1, left + 1), position - left)
     chosen = torch.rand(n, 1, 1, 1, generator=generator) < share
     return torch.where(chosen & brain, 2 * value.view_as(images) - 1, images)
+
+
+def vary_acquisition(images: torch.Tensor, brain: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blur some slices a little, and trim the brain mask of some by a pixel or two: scanners and skull-stripping differ.
+
+    Returns (images, brain).
+    """
+    n = len(images)
+    chance = torch.rand(n, 1, 1, 1, generator=generator)
+    inner = ~F.max_pool2d((~brain).float(), 3, 1, 1).bool()  # without the outermost pixel
+    inner2 = ~F.max_pool2d((~inner).float(), 3, 1, 1).bool()
+    brain = torch.where(chance < 0.1, inner2, torch.where(chance < 0.35, inner, brain))
+    side = _uniform(n, 0, 0.2, generator) * (torch.rand(n, 1, 1, 1, generator=generator) < 0.5)
+    for dim in (-1, -2):  # a kernel (side, 1 - 2 side, side)
+        images = images * (1 - 2 * side) + side * (images.roll(1, dim) + images.roll(-1, dim))
+    return torch.where(brain, images, -1.0), brain
+
+
+def _lite(images, brain, generator):
+    images, brain = move(images, brain, generator)
+    return vary_acquisition(vary_intensity(images, brain, generator), brain, generator)
+
+
+def _authors(images, brain, generator):
+    """The authors' code: rotation by up to 5 degrees, shift by up to 1/32, brightness and contrast by up to 0.1, each p = .5."""
+    n = len(images)
+    yes = [torch.rand(n, 1, 1, 1, generator=generator) < 0.5 for _ in range(4)]
+    for chosen, change in ((yes[0], dict(shift=0.0)), (yes[1], dict(degrees=0.0))):
+        moved, inside = move(images, brain, generator, scale=0.0, flip=False, **change)
+        images, brain = torch.where(chosen, moved, images), torch.where(chosen, inside, brain)
+    brightness = torch.where(yes[2], 1 + _uniform(n, -0.1, 0.1, generator), 1.0)
+    contrast = torch.where(yes[3], 1 + _uniform(n, -0.1, 0.1, generator), 1.0)
+    v = (images + 1) / 2 * brightness
+    mean = (v * brain).sum((1, 2, 3), keepdim=True) / brain.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    v = mean + (v - mean) * contrast
+    return torch.where(brain, (2 * v - 1).clamp(-1, 1), -1.0), brain
+
+
+# (images, brain, generator) -> (images, brain)
+AUGMENTATIONS = {"lite": _lite, "authors": _authors}

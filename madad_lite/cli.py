@@ -1,4 +1,7 @@
-"""The command line: madad demo | phantom | prepare | train | detect | evaluate. Thin: each command calls one function."""
+"""The command line: madad demo | phantom | prepare | train | assemble | detect | evaluate | reproduce | import-official.
+
+Thin: each command calls one function.
+"""
 
 from __future__ import annotations
 
@@ -69,30 +72,37 @@ def _prepare(args) -> int:
 
 def _train(args) -> int:
     from madad_lite import training
+    from madad_lite.recipes import RECIPES, configured
 
-    autoencoder, denoiser = training.RECIPES[args.recipe]
-    changes = _settings(args.set)
+    recipe, changes = RECIPES[args.recipe], _settings(args.set)
     if args.stage == "autoencoder":
-        run = training.train_autoencoder(args.data, args.out, training.configured(autoencoder, **changes), resume=args.resume)
+        config = configured(recipe.autoencoder, **changes)
+        run = training.train_autoencoder(args.data, args.out, config, resume=args.resume)
     else:
         if args.autoencoder is None:
             raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")
-        config = training.configured(denoiser, **changes)
+        config = configured(recipe.denoiser, **changes)
         run = training.train_denoiser(args.data, args.autoencoder, args.out, config, resume=args.resume)
     print(f"weights: {run / 'best'} and {run / 'last'}")
     return 0
 
 
 def _assemble(args) -> int:
+    from dataclasses import asdict
+
     from madad_lite.data import Manifest
     from madad_lite.pipeline import load_parts
+    from madad_lite.recipes import RECIPES, configured
 
     if Path(args.out).exists() and not args.force:
         raise Refused(f"{args.out}: exists already; add --force to replace it")
     manifest = Manifest.load(args.data)
+    changes = _settings(args.set)
+    threshold = changes.pop("decision_threshold", None)
     pipe = load_parts(
-        args.autoencoder, args.denoiser, contrast=manifest.contrast, grid=manifest.grid.to_dict(), **_settings(args.set)
-    )
+        args.autoencoder, args.denoiser, contrast=manifest.contrast, grid=manifest.grid.to_dict(), decision_threshold=threshold,
+        **asdict(configured(RECIPES[args.recipe].detection, **changes)),
+    )  # fmt: skip
     if args.half:
         pipe.autoencoder.half(), pipe.denoiser.half()
     pipe.save_pretrained(args.out)
@@ -113,7 +123,7 @@ def _detect(args) -> int:
     from madad_lite.detection import detect
 
     failed = detect(
-        _scans(args.scan), args.out, weights=args.weights, brain=args.brain, channel=args.channel,
+        _scans(args.scan), args.out, weights=args.weights, brain=args.brain, channel=args.channel, z_range=args.z_range,
         register={"auto": "auto", "yes": True, "no": False}[args.register], num_inference_steps=args.steps, eta=args.eta,
         score=args.score, seed=args.seed, batch_size=args.batch_size, device=args.device, force=args.force,
     )  # fmt: skip
@@ -136,6 +146,33 @@ def _evaluate(args) -> int:
     return 0
 
 
+def _reproduce(args) -> int:
+    from madad_lite.reproduce import reproduce, summary
+
+    changes: dict[str, dict] = {}
+    for name, value in _settings(args.set).items():
+        part, dot, key = name.partition(".")
+        if not dot:
+            raise Refused(f"--set wants autoencoder.NAME=VALUE, denoiser.NAME=VALUE or detection.NAME=VALUE, not {name!r}")
+        changes.setdefault(part, {})[key] = value
+    report = reproduce(
+        args.setting, train=args.train, test=args.test, out=args.out, recipe=args.recipe, changes=changes, seed=args.seed
+    )
+    print(summary(report))
+    print(f"all numbers: {Path(args.out) / 'metrics.json'}")
+    return 0
+
+
+def _import_official(args) -> int:
+    from madad_lite.official import import_official
+
+    out = import_official(
+        args.file, args.out, contrast=args.contrast, spacing=args.spacing, slice_size=args.size, num_heads=args.heads
+    )
+    print(f"imported: {out}")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="madad", description="Masked diffusion for unsupervised anomaly detection on brain MRI.")
     p.add_argument("--version", action="version", version=madad_lite.__version__)
@@ -148,9 +185,12 @@ def parser() -> argparse.ArgumentParser:
 
     def reverse(c):
         c.add_argument("--steps", type=int, default=10, help="reverse steps, at most 10")
-        c.add_argument("--eta", type=float, default=0.5, help="randomness of the reverse process; 0: none")
+        c.add_argument("--eta", type=float, help="randomness of the reverse process, 0: none; default: the model's own")
         c.add_argument("--score", choices=("image", "latent", "mask"), default="image", help="what the anomaly map measures")
         c.add_argument("--seed", type=int, default=0)
+
+    def recipe(c):
+        c.add_argument("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings; README: Recipes")
 
     c = command("demo", _demo, "the main job end to end on simulated subjects; writes a page with pictures")
     c.add_argument("--out", default="results/demo")
@@ -183,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--data", nargs="+", required=True, help="prepared folders")
     c.add_argument("--out", required=True, help="the run's folder")
     c.add_argument("--autoencoder", help="for the denoiser: folder of the trained autoencoder")
-    c.add_argument("--recipe", choices=("lite", "paper"), default="lite")
+    recipe(c)
     c.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that differ, such as steps=500 size=XS")
     c.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
 
@@ -192,13 +232,11 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--denoiser", required=True)
     c.add_argument("--data", required=True, help="a prepared folder: contrast and grid are taken from it")
     c.add_argument("--out", required=True)
+    recipe(c)
     c.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help="score settings: gamma, squared, sigma, reference, decision_threshold",
-    )
+        "--set", nargs="*", default=[], metavar="NAME=VALUE",
+        help="detection settings that differ: mask_threshold, eta, gamma, squared, sigma, reference; decision_threshold",
+    )  # fmt: skip
     c.add_argument("--half", action="store_true", help="store in half precision")
     c.add_argument("--force", action="store_true")
 
@@ -209,6 +247,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--brain", help="brain mask of the scan")
     c.add_argument("--channel", type=int, help="which volume of a 4-D file")
     c.add_argument("--register", choices=("auto", "yes", "no"), default="auto", help="to MNI152; auto: where it is needed")
+    c.add_argument("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="a quick look: only these slices, MNI mm")
     c.add_argument("--batch-size", type=int, help="slices at once; default: as many as fit")
     c.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
     c.add_argument("--force", action="store_true", help="overwrite results")
@@ -219,6 +258,23 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--weights", default="t1", help="a shipped name, a folder, or a hub id")
     c.add_argument("--out", help="JSON file for all numbers")
     reverse(c)
+
+    c = command("reproduce", _reproduce, "a setting of the paper: both trainings, then the test; resumes what was interrupted")
+    c.add_argument("setting", choices=("S1", "S2"), help="S1: IXI, then ATLAS. S2: BraTS, each contrast")
+    c.add_argument("--train", help="S1: the prepared folder of healthy T1 scans")
+    c.add_argument("--test", nargs="+", required=True, help="prepared folders of patients; S2: one a contrast")
+    c.add_argument("--out", required=True)
+    recipe(c)
+    c.add_argument("--set", nargs="*", default=[], metavar="PART.NAME=VALUE", help="such as denoiser.size=XS")
+    c.add_argument("--seed", type=int, default=0)
+
+    c = command("import-official", _import_official, "the authors' checkpoints in our layout; nothing in the files is run")
+    c.add_argument("file", nargs="+", help="their UNet, their encoder, or both: then a whole pipeline is written")
+    c.add_argument("--out", required=True)
+    c.add_argument("--contrast", choices=CONTRASTS, default="t1", help="that they were trained on")
+    c.add_argument("--spacing", type=float, default=1.0, help="of the slices, mm")
+    c.add_argument("--size", type=int, default=256, help="of the slices, pixels")
+    c.add_argument("--heads", type=int, help="attention heads of the UNet; default: those of the authors' size of its width")
     return p
 
 

@@ -16,6 +16,7 @@ from madad_lite.evaluation import evaluate_methods, evaluate_weights, load_split
 from madad_lite.metrics import table
 from madad_lite.phantom import write_cohort
 from madad_lite.pipeline import MadAdPipeline, load_parts
+from madad_lite.recipes import RECIPES, configured
 from madad_lite.runs import RunError, write_json
 
 SEED = 2024  # not a seed that the shipped weights were trained with
@@ -24,11 +25,11 @@ MARKER = "demo.json"
 
 def short_training(data: Path, out: Path, *, autoencoder_steps: int = 250, denoiser_steps: int = 200) -> MadAdPipeline:
     """Both stages, briefly: minutes on two CPU cores."""
-    autoencoder = training.configured(
-        training.RECIPES["lite"][0], steps=autoencoder_steps, validate_every=100, checkpoint_every=100, ema_decay=0.99
+    autoencoder = configured(
+        RECIPES["lite"].autoencoder, steps=autoencoder_steps, validate_every=100, checkpoint_every=100, ema_decay=0.99
     )
-    denoiser = training.configured(
-        training.RECIPES["lite"][1],
+    denoiser = configured(
+        RECIPES["lite"].denoiser,
         steps=denoiser_steps,
         batch_size=16,
         validate_every=50,

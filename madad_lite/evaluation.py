@@ -25,6 +25,11 @@ class LabelledSlices:
     subjects: np.ndarray  # (N,) the subject of each slice
     spacing: float  # mm, edge of a pixel
 
+    def take(self, rows: Sequence[int]) -> LabelledSlices:
+        """Some of the slices."""
+        rows = np.asarray(rows)
+        return LabelledSlices(self.image[rows], self.brain[rows], self.lesion[rows], self.subjects[rows], self.spacing)
+
 
 def load_split(data: str | Path | Sequence[str | Path], split: str) -> LabelledSlices:
     """Every slice of a split, patients and normal subjects."""
@@ -44,7 +49,7 @@ def evaluate_methods(scores: dict[str, dict[str, torch.Tensor]], splits: dict[st
     results = {}
     for name, score in scores.items():
         val, test = splits["val"], splits["test"]
-        threshold = metrics.pooled_max_dice(score["val"], val.lesion, val.brain)[1] if val.lesion.any() else None
+        threshold = metrics.pooled_max_dice(score["val"], val.lesion, val.brain)[1] if (val.lesion & val.brain).any() else None
         results[name] = {"threshold": threshold}
         for split, s in splits.items():
             results[name][split] = metrics.evaluate(
@@ -66,7 +71,7 @@ def evaluate_weights(
     pipe = weights if isinstance(weights, MadAdPipeline) else MadAdPipeline.from_pretrained(weights)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     splits = {s: load_split(data, s) for s in ("val", "test")}
-    if not splits["test"].lesion.any():
+    if not (splits["test"].lesion & splits["test"].brain).any():
         raise ValueError(
             f"{data}: no lesion in the test split, so that there is nothing to measure; prepare scans with lesion masks"
         )

@@ -29,7 +29,7 @@ SIZES = {
     "S": DenoiserSize(128, 4),  # 64.5 M
     "M": DenoiserSize(192, 6),  # 145 M
     "L": DenoiserSize(256, 8),  # 257.7 M, the paper's
-    "XL": DenoiserSize(320, 12),  # 402.7 M
+    "XL": DenoiserSize(320, 10),  # 402.7 M; the authors' code says 12 heads, which do not divide 320: theirs cannot run
 }
 
 
@@ -55,6 +55,8 @@ class Denoiser(ModelMixin, ConfigMixin):
         super().__init__()
         if len(channel_multipliers) != len(attention_levels):
             raise ValueError(f"{len(channel_multipliers)} levels but {len(attention_levels)} attention settings")
+        if base_channels % num_heads or base_channels % norm_groups:
+            raise ValueError(f"{base_channels} channels cannot be shared among {num_heads} heads and {norm_groups} norm groups")
         self.unet = UNet2DModel(
             in_channels=latent_channels,
             out_channels=latent_channels,

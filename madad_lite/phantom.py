@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,8 @@ LESIONS = {
     "t2": dict(stroke=2.2, oedema=1.9, tumour=1.8, core=2.2, ring=1.6, wml=1.7),
     "flair": dict(stroke=0.75, oedema=1.75, tumour=1.6, core=1.15, ring=1.55, wml=1.6),
 }
+MAX_VOLUME_ML = 150  # more does not fit the shapes that the lesions are made from
+COHORT_NAME = "Simulated brain MRI (madad_lite)"  # in dataset_description.json: how a cohort is known again
 VENTRICLES = np.array([[-14.0, -12.0, 18.0], [14.0, -12.0, 18.0]])  # rough centres of the lateral ventricles, MNI mm
 
 
@@ -82,6 +86,19 @@ def _template_array(kind: str) -> np.ndarray:
     return np.asarray(template(kind).dataobj, dtype=np.float32) / 255
 
 
+def _check(contrasts, spacing: float) -> None:
+    if not contrasts or set(contrasts) - set(CONTRASTS):
+        wrong = sorted(set(contrasts) - set(CONTRASTS))
+        raise ValueError(f"no contrast {wrong[0] if wrong else contrasts!r}: choose from {', '.join(CONTRASTS)}")
+    if not 0 < spacing <= 10:
+        raise ValueError(f"spacing is {spacing}: choose a voxel size above 0 and up to 10 mm")
+
+
+def _check_volume(volume_ml: float | None) -> None:
+    if volume_ml is not None and not (math.isfinite(volume_ml) and 0 < volume_ml <= MAX_VOLUME_ML):
+        raise ValueError(f"volume_ml is {volume_ml}: choose a volume above 0 and up to {MAX_VOLUME_ML} mL")
+
+
 def simulate_subject(
     seed: int,
     *,
@@ -91,11 +108,11 @@ def simulate_subject(
     volume_ml: float | None = None,
 ) -> Subject:
     """One subject. lesion: None, "stroke", "glioma", "wml" or "random". spacing: voxel size in mm. volume_ml: of the lesion,
-    by default log-uniform. The same arguments always give the same subject."""
-    if unknown := set(contrasts) - set(CONTRASTS):
-        raise ValueError(f"no contrast {sorted(unknown)[0]!r}: choose from {', '.join(CONTRASTS)}")
+    by default log-uniform. The same arguments always give the same subject. ValueError for arguments that make no sense."""
+    _check(contrasts, spacing)
     if lesion not in (None, "random", *lesions.KINDS):
         raise ValueError(f"no lesion kind {lesion!r}: choose from {', '.join(lesions.KINDS)}, random")
+    _check_volume(volume_ml)
     rng = np.random.default_rng(seed)
     shape = tuple(int(np.ceil(n / spacing)) for n in (164, 200, 164))
     affine = np.diag([spacing] * 3 + [1.0])
@@ -186,27 +203,67 @@ def _paint(contrast, t1, grey, white, brain, parts, texture, spacing, rng) -> np
 
 
 def implant_lesion(image: nib.Nifti1Image, brain, seed: int, kind: str = "stroke", volume_ml: float | None = None):
-    """Put a simulated lesion into a scan's own anatomy: (image with lesion, lesion mask), on the scan's grid.
+    """Put a simulated lesion into a T1 scan's own anatomy: (image with lesion, lesion mask), on the scan's grid.
 
-    Levels come from the scan's own histogram: CSF-like darkness for a stroke in T1. brain: mask image or array.
+    image: 3-D, axes along the world's (RAS), any intensity scale >= 0. brain: mask image or array of the same shape.
+    kind: "stroke", "glioma" (without mass effect: the scan is not deformed) or "wml". Levels come from the scan's own
+    histogram. Outside the mask nothing changes. ValueError when the mask does not fit the scan or holds no brain.
     """
-    if kind != "stroke":
-        raise ValueError(f'only kind="stroke" can be implanted, not {kind!r}')
+    if kind not in lesions.KINDS:
+        raise ValueError(f"no lesion kind {kind!r}: choose from {', '.join(lesions.KINDS)}")
+    _check_volume(volume_ml)
     rng = np.random.default_rng(seed)
     data = np.asarray(image.dataobj, dtype=np.float32)
     inside = np.asarray(getattr(brain, "dataobj", brain)) > 0
     spacing = float(np.abs(np.linalg.det(image.affine[:3, :3])) ** (1 / 3))
+    if inside.shape != data.shape:
+        raise ValueError(f"the brain mask has shape {inside.shape}, the scan {data.shape}: give a mask on the scan's grid")
+    if inside.sum() * spacing**3 < 100_000 or not np.median(data[inside]) > 0:
+        raise ValueError("the brain mask holds less than 100 mL of positive intensities: give the mask of a whole brain")
     median, dark = np.median(data[inside]), np.percentile(data[inside], 3)
     depth = ndimage.distance_transform_edt(inside)
     ventricle = inside & (ndimage.gaussian_filter(data, 1) < 0.55 * median) & (depth * spacing > 25)
     wanted = lesions.draw_volume(kind, rng) if volume_ml is None else volume_ml
-    mask = lesions.stroke_mask(inside, ventricle, spacing, wanted, rng)
-    level = dark + rng.uniform(0.02, 0.22) * (median - dark)
-    texture = ndimage.gaussian_filter(rng.standard_normal(data.shape), 1)
-    soft = np.clip(ndimage.gaussian_filter(mask.astype(np.float32), 0.5) * mask * 1.3, 0, 1)
-    changed = data * (1 - soft) + soft * (level + 0.08 * median * texture)
+    if kind == "stroke":
+        mask = lesions.stroke_mask(inside, ventricle, spacing, wanted, rng)
+        level = dark + rng.uniform(0.02, 0.22) * (median - dark)
+        texture = ndimage.gaussian_filter(rng.standard_normal(data.shape), 1)
+        soft = np.clip(ndimage.gaussian_filter(mask.astype(np.float32), 0.5) * mask * 1.3, 0, 1)
+        changed = data * (1 - soft) + soft * (level + 0.08 * median * texture)
+    else:
+        white, white_level = _white_matter(data, inside, spacing)
+        if kind == "wml":
+            mask = lesions.wml_mask(inside, white, ventricle, spacing, wanted, rng)
+            parts = {"wml": mask}
+        else:
+            mask, tumour, core, _, _ = lesions.glioma_masks(inside, white, ventricle, spacing, wanted, rng)
+            parts = {"oedema": mask, "tumour": tumour, "core": core}
+        texture = lesions.smooth_noise(data.shape, max(1.5, 3 / spacing), rng)
+        changed = data
+        for name, part in parts.items():
+            soft = np.clip(ndimage.gaussian_filter(part.astype(np.float32), 0.8) * part * 1.6, 0, 1)
+            level = LESIONS["t1"][name] * white_level * rng.uniform(0.92, 1.08)
+            changed = changed * (1 - soft) + soft * level * (1 + 0.06 * texture)
     changed = np.where(mask, np.clip(changed, 1, None), data)
     return nib.Nifti1Image(changed.astype(np.float32), image.affine), nib.Nifti1Image(mask.astype(np.uint8), image.affine)
+
+
+def _white_matter(data: np.ndarray, inside: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """White matter's share (0..1) of a T1 scan and its local level, from the scan's own histogram.
+
+    Two-means clustering of the voxels brighter than CSF, after division by a smooth estimate of the bias field.
+    """
+    tissue = inside & (data > 0.5 * np.median(data[inside]))
+    smooth = [ndimage.gaussian_filter(v.astype(np.float32), 25 / spacing) for v in (data * tissue, tissue)]
+    bias = np.maximum(smooth[0] / np.maximum(smooth[1], 1e-3), 1e-6)
+    flat = data / bias
+    values = flat[tissue]
+    grey, white = np.percentile(values, [20, 80])
+    for _ in range(20):
+        bright = values > (grey + white) / 2
+        grey, white = values[~bright].mean(), values[bright].mean()
+    share = np.clip((ndimage.gaussian_filter(flat, 0.5) - grey) / (white - grey), 0, 1) * inside
+    return share, white * bias
 
 
 def _write(image: nib.Nifti1Image, path: Path) -> None:
@@ -221,6 +278,26 @@ def _write(image: nib.Nifti1Image, path: Path) -> None:
     os.replace(part, path)
 
 
+def _make_room(folder: Path, force: bool) -> None:
+    """An empty folder to write to. Only an earlier cohort of ours is ever removed, and only its own files."""
+    if folder.exists() and not folder.is_dir():
+        raise ScanError(f"{folder}: is a file; choose another folder")
+    if folder.exists() and any(folder.iterdir()):
+        try:
+            ours = json.loads((folder / "dataset_description.json").read_text()).get("Name") == COHORT_NAME
+        except (OSError, ValueError, AttributeError):
+            ours = False
+        if not (ours and force):
+            hint = ", or force to replace this cohort" if ours else ""
+            raise ScanError(f"{folder}: is not empty; choose another folder{hint}")
+        for old in folder.iterdir():
+            if re.fullmatch(r"sub-\d{4,}", old.name) and old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+        for name in ("participants.tsv", "participants.tsv.part"):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_cohort(
     folder: str | Path,
     *,
@@ -232,16 +309,17 @@ def write_cohort(
     force: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write simulated subjects as BIDS-like NIfTI files and a participants table; returns the folder."""
+    """Write simulated subjects as BIDS-like NIfTI files and a participants table; returns the folder.
+
+    The first `normal` subjects have no lesion; `patients` follow, their lesions' kinds by turns. force: replace an earlier
+    cohort (its subjects and tables; nothing else in the folder is touched). ScanError when the folder holds anything else.
+    """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        if not force or not (folder / "participants.tsv").exists():
-            raise ScanError(
-                f"{folder}: is not empty; choose another folder" + ("" if force else ", or force to replace a cohort")
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    description = {"Name": "Simulated brain MRI (madad_lite)", "BIDSVersion": "1.8.0", "DatasetType": "derivative",
+    _check(contrasts, spacing)
+    if normal < 0 or patients < 0 or normal + patients == 0:
+        raise ValueError(f"{normal} normal subjects and {patients} patients: ask for at least one subject")
+    _make_room(folder, force)
+    description = {"Name": COHORT_NAME, "BIDSVersion": "1.8.0", "DatasetType": "derivative",
                    "GeneratedBy": [{"Name": "madad_lite.phantom",
                     "Description": "simulated from the MNI152 2009a template; no real patient"}]}  # fmt: skip
     (folder / "dataset_description.json").write_text(json.dumps(description, indent=1) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -69,6 +69,7 @@ class MadAdPipeline(DiffusionPipeline):
         squared: bool = True,
         sigma: float = 2.0,  # score: Gaussian smoothing in pixels
         reference: str = "reconstruction",  # compare the healed slice with the decoded latent, or with the "input" (paper)
+        eta: float = 0.5,  # randomness of the reverse process; 0: none
         mask_threshold: float = 0.5,  # a latent cell is replaced where its chance of "noised" is above (authors: 0.5)
         decision_threshold: float | None = None,  # of the anomaly map; both thresholds come from validation data
     ):
@@ -76,7 +77,7 @@ class MadAdPipeline(DiffusionPipeline):
         self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
         self.register_to_config(
             contrast=contrast, grid=grid or Grid().to_dict(), gamma=gamma, squared=squared, sigma=sigma, reference=reference,
-            mask_threshold=mask_threshold, decision_threshold=decision_threshold,
+            eta=eta, mask_threshold=mask_threshold, decision_threshold=decision_threshold,
         )  # fmt: skip
         self.set_progress_bar_config(disable=False)
 
@@ -98,9 +99,17 @@ class MadAdPipeline(DiffusionPipeline):
             model.float()  # shipped in half precision to stay small, computed in single
         return pipe
 
-    def prepare(self, scan: str | os.PathLike, **options) -> PreparedScan:
-        """The scan's slices on this model's grid; `options` as of volumes.prepare_volume."""
-        return prepare_volume(scan, grid=Grid.from_dict(self.config.grid), **options)
+    def prepare(self, scan: str | os.PathLike, *, z_range: tuple[float, float] | None = None, **options) -> PreparedScan:
+        """The scan's slices on this model's grid; `options` as of volumes.prepare_volume.
+
+        z_range: only the slices between these heights, MNI mm. ValueError when the first is above the second.
+        """
+        grid = Grid.from_dict(self.config.grid)
+        if z_range is not None:
+            if not z_range[0] <= z_range[1]:
+                raise ValueError(f"z_range goes from low to high, not from {z_range[0]} to {z_range[1]}")
+            grid = replace(grid, z_range=tuple(float(z) for z in z_range))
+        return prepare_volume(scan, grid=grid, **options)
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -120,8 +129,8 @@ class MadAdPipeline(DiffusionPipeline):
         *,
         brain: torch.Tensor | np.ndarray | str | os.PathLike | None = None,
         num_inference_steps: int = 10,
-        eta: float = 0.5,  # the authors' value; 0: no randomness at all
-        mask_threshold: float | None = None,  # None: the model's own, from its config
+        eta: float | None = None,  # None: the model's own, from its config; 0: no randomness at all
+        mask_threshold: float | None = None,  # likewise
         score: str = "image",
         generator: torch.Generator | None = None,
         batch_size: int | None = None,  # slices at once; None: as many as fit
@@ -150,6 +159,7 @@ class MadAdPipeline(DiffusionPipeline):
                 raise ValueError("slices must be finite and within [-1, 1]; prepare_volume makes such slices from a scan")
             brain = images > -1 if brain is None else torch.as_tensor(np.asarray(brain)).bool().view(images.shape)
         threshold = self.config.mask_threshold if mask_threshold is None else mask_threshold
+        eta = self.config.eta if eta is None else eta
         z0, result = self._heal(images, num_inference_steps, eta, threshold, generator, batch_size, progress)
         reconstruction, healed = self.decode(z0), self.decode(result.latent)
         reconstruction, healed = (torch.where(brain, x, -1.0) for x in (reconstruction, healed))

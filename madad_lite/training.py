@@ -6,12 +6,8 @@ that a resumed run goes on exactly as if it had never stopped.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,66 +21,11 @@ from tqdm.auto import tqdm
 from madad_lite import augmentation, latent
 from madad_lite.data import SliceDataset
 from madad_lite.diffusion import denoising_losses, make_scheduler, masked_forward
-from madad_lite.masking import brain_cells, random_patch_mask
+from madad_lite.latents import LatentDataset, encode_latents, step_generator
+from madad_lite.masking import random_patch_mask
 from madad_lite.model import Denoiser
-from madad_lite.runs import BatchOrder, Run, save_model, write_json
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """What both trainings share."""
-
-    steps: int = 2000  # optimiser steps; `epochs` overrides it
-    epochs: float | None = None
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup_steps: int = 50
-    schedule: str = "cosine"  # to zero at the end; "constant": the paper names no schedule
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999  # approached gradually; the averaged weights are the ones that are kept
-    mixed_precision: str = "auto"  # bf16 on GPUs that have it, else fp16; none on a CPU, where it is no gain
-    validate_every: int = 200
-    checkpoint_every: int = 200
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig(TrainingConfig):
-    size: str = "nano"
-    latent_channels: int = 4
-    learning_rate: float = 2e-3
-    batch_size: int = 8  # small: in minutes on a CPU, more steps beat larger batches
-    kl_weight: float = 1e-4  # on the mean KL per latent value: weak, so that latents stay sharp
-    gradient_weight: float = 0.5  # L1 on the image's differences: sharper edges than plain L1
-    contrast_share: float = 0.3  # share of the slices given an arbitrary contrast, see augmentation.random_contrast
-
-
-@dataclass(frozen=True)
-class DenoiserConfig(TrainingConfig):
-    size: str = "nano"
-    mask_loss: str = "bce"  # the paper's; "mse": the authors' code
-    mask_weight: float = 0.1  # lambda
-    dropout: float = 0.0
-    max_ratio: float = 0.4  # at most this share of the patches is noised
-    brain_fraction: float = 0.5  # a cell counts as brain, and may be noised, when this share of its pixels is; paper: 0.9
-    brain_block: int = 1  # counted over blocks of so many cells; the authors' code: 2
-    variants: int = 4  # latents cached of each slice: the plain one and 3 augmented ones
-
-
-# The paper's settings (section 4.1) as one name, beside this repository's own for two CPU cores.
-RECIPES = {
-    "lite": (AutoencoderConfig(), DenoiserConfig()),
-    "paper": (
-        AutoencoderConfig(
-            size="paper", learning_rate=1e-4, batch_size=16, epochs=100, contrast_share=0.0, kl_weight=1e-6
-        ),
-        DenoiserConfig(
-            size="L", epochs=300, batch_size=96, learning_rate=5e-4, schedule="constant", warmup_steps=0,
-            mask_weight=1.0, brain_fraction=0.9, brain_block=2, variants=1, validate_every=1000, checkpoint_every=1000,
-        ),
-    ),
-}  # fmt: skip
+from madad_lite.recipes import AutoencoderConfig, DenoiserConfig, TrainingConfig
+from madad_lite.runs import BatchOrder, Run, save_model
 
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
@@ -99,16 +40,12 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     )
 
 
-def _learning_rate(config: TrainingConfig, steps: int) -> Callable[[int], float]:
+def _learning_rate(config: TrainingConfig, steps: int, warmup: int) -> Callable[[int], float]:
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        warm = min(1.0, (step + 1) / max(1, warmup))
         return warm * (0.5 * (1 + math.cos(math.pi * step / steps)) if config.schedule == "cosine" else 1.0)
 
     return factor
-
-
-def _generator(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def _train(
@@ -127,10 +64,12 @@ def _train(
     accelerator = _accelerator(config)
     run = Run(out, config, resume=resume, is_main=accelerator.is_main_process, inputs=inputs)
     batch_size = min(config.batch_size, len(dataset))
-    steps = config.steps if config.epochs is None else round(config.epochs * (len(dataset) // batch_size))
+    per_epoch = len(dataset) // batch_size
+    steps = config.steps if config.epochs is None else round(config.epochs * per_epoch)
+    warmup = config.warmup_steps if config.warmup_epochs is None else round(config.warmup_epochs * per_epoch)
     torch.manual_seed(config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config, steps, warmup))
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     done, best = 0, math.inf
     if (state := run.load()) is not None:
@@ -161,7 +100,7 @@ def _train(
         for step, batch in enumerate(loader, start=done + 1):
             torch.manual_seed(config.seed * 1_000_003 + step)  # dropout, posterior samples
             with accelerator.autocast():
-                losses = loss_of(model, batch, _generator(config.seed, step))
+                losses = loss_of(model, batch, step_generator(config.seed, step))
             accelerator.backward(losses["loss"])
             accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
             optimizer.step()
@@ -271,88 +210,6 @@ def _autoencoder_losses(model, images: torch.Tensor, config: AutoencoderConfig, 
     return {"loss": reconstruction + config.kl_weight * kl, "reconstruction": reconstruction, "kl": kl}
 
 
-class LatentDataset(Dataset):
-    """Cached latents of one split, memory-mapped: {"mean", "std" (C, h, w) float32, "brain" (1, h, w) bool cells}."""
-
-    def __init__(self, folder: str | Path, split: str):
-        files = [Path(folder) / f"{split}-{k}.npy" for k in ("mean", "std", "brain")]
-        self.mean, self.std, self.brain = (np.load(f, mmap_mode="r") for f in files)
-
-    def __len__(self) -> int:
-        return len(self.mean)
-
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        mean, std = (torch.from_numpy(np.array(a[i], dtype=np.float32)) for a in (self.mean, self.std))
-        return {"mean": mean, "std": std, "brain": torch.from_numpy(np.array(self.brain[i]))}
-
-
-@torch.no_grad()
-def encode_latents(
-    data: str | Path | Sequence[str | Path],
-    autoencoder: AutoencoderKL,
-    folder: str | Path,
-    config: DenoiserConfig = DenoiserConfig(),
-    *,
-    batch_size: int = 32,
-    progress: bool = True,
-) -> Path:
-    """Encode every lesion-free slice once: the scaled mean and standard deviation of its posterior, and its brain cells.
-
-    Variant 0 is the slice itself; the training split gets `config.variants` - 1 augmented ones beside it. Done already for the
-    same data, weights and settings: nothing is done again.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    splits = {s: SliceDataset(data, s, lesion_free=True) for s in ("train", "val")}
-    weights = hashlib.sha256(b"".join(p.cpu().float().numpy().tobytes() for p in autoencoder.parameters())).hexdigest()
-    described = {
-        "autoencoder": weights, "scans": {s: list(d.scan_ids) for s, d in splits.items()},
-        "slices": {s: len(d) for s, d in splits.items()}, "variants": config.variants,
-        "brain": [config.brain_fraction, config.brain_block], "seed": config.seed,
-    }  # fmt: skip
-    stamp = folder / "latents.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == described:
-        return folder
-    stamp.unlink(missing_ok=True)
-    device, f = autoencoder.device, latent.downsampling(autoencoder)
-    channels, scale = autoencoder.config.latent_channels, autoencoder.config.scaling_factor
-    for split, dataset in splits.items():
-        variants = config.variants if split == "train" else 1
-        side = [s // f for s in dataset[0]["image"].shape[-2:]]
-        shapes = {"mean": (channels, *side), "std": (channels, *side), "brain": (1, *side)}
-        stored = {
-            k: np.lib.format.open_memmap(
-                folder / f"{split}-{k}.npy.part",
-                "w+",
-                dtype=bool if k == "brain" else np.float16,
-                shape=(variants * len(dataset), *shape),
-            )
-            for k, shape in shapes.items()
-        }
-        at = 0
-        bar = tqdm(total=variants * len(dataset), desc=f"latents ({split})", disable=not progress)
-        for variant in range(variants):
-            for number, batch in enumerate(DataLoader(dataset, batch_size=batch_size)):
-                images, brain = batch["image"], batch["brain"]
-                if variant:
-                    generator = _generator(config.seed, variant * 1_000_000 + number)
-                    images, brain = augmentation.move(images, brain, generator)
-                    images = augmentation.vary_intensity(images, brain, generator)
-                distribution = latent.posterior(autoencoder, images.to(device))
-                rows = slice(at, at + len(images))
-                stored["mean"][rows] = (distribution.mean * scale).float().cpu().numpy()
-                stored["std"][rows] = (distribution.std * scale).float().cpu().numpy()
-                stored["brain"][rows] = brain_cells(brain, tuple(side), config.brain_fraction, config.brain_block).numpy()
-                at += len(images)
-                bar.update(len(images))
-        bar.close()
-        for k, array in stored.items():
-            array.flush()
-            os.replace(folder / f"{split}-{k}.npy.part", folder / f"{split}-{k}.npy")
-    write_json(stamp, described)
-    return folder
-
-
 def train_denoiser(
     data: str | Path | Sequence[str | Path],
     autoencoder: str | Path | AutoencoderKL,
@@ -378,13 +235,27 @@ def train_denoiser(
     model = Denoiser.of_size(config.size, latent_channels=autoencoder.config.latent_channels, dropout=config.dropout)
 
     def masked_step(model, batch, generator, device):
-        mean, std, brain = (batch[k].cpu() for k in ("mean", "std", "brain"))
+        batch = {k: v.cpu() for k, v in batch.items()}
+        mean, std = batch["mean"], batch["std"]
         n, _, h, w = mean.shape
         z0 = mean + std * torch.randn(mean.shape, generator=generator)  # a sample of the posterior
-        mask = random_patch_mask(n, (h, w), brain=brain, max_ratio=config.max_ratio, generator=generator)
+        mask = random_patch_mask(n, (h, w), brain=batch["brain"], max_ratio=config.max_ratio, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
-        t = torch.randint(scheduler.config.num_train_timesteps, (n,), generator=generator)
+        last = scheduler.config.num_train_timesteps - 1
+        t = torch.randint(last + 1, (n,), generator=generator)
+        if config.last_step_share > 0:
+            t = torch.where(torch.rand(n, generator=generator) < config.last_step_share, last, t)
         z_t = masked_forward(z0, noise, mask, t, scheduler)
+        if config.corruption_share > 0:
+            # a region of foreign tissue arrives clean, as a lesion does, or noised to any step up to t, as later steps see it
+            chosen = torch.rand(n, 1, 1, 1, generator=generator) < config.corruption_share
+            earlier = (torch.rand(n, generator=generator) * (t + 2)).long() - 1  # -1: not noised
+            foreign = batch["corrupted"] + std * torch.randn(mean.shape, generator=generator)
+            noised = scheduler.add_noise(foreign, noise, earlier.clamp_min(0))
+            region = torch.where((earlier < 0).view(n, 1, 1, 1) | ~batch["changed"], foreign, noised)
+            patches = mask.bool() & ~batch["changed"] & (torch.rand(n, 1, 1, 1, generator=generator) < 0.5)
+            z_t = torch.where(chosen, torch.where(patches, z_t, region), z_t)
+            mask = torch.where(chosen, (batch["changed"] | patches).float(), mask)
         z0, mask, z_t, t = (x.to(device) for x in (z0, mask, z_t, t))
         prediction, logits = model(z_t, t)  # (N, C, h, w), (N, 1, h, w)
         losses = denoising_losses(
@@ -400,17 +271,9 @@ def train_denoiser(
         items = [held_out[i] for i in _spread(len(held_out), 256)]
         batches = [{k: torch.stack([x[k] for x in items[i : i + 32]]) for k in items[0]} for i in range(0, len(items), 32)]
         with torch.no_grad():
-            parts = [masked_step(model, b, _generator(12345, i), device) for i, b in enumerate(batches)]
+            parts = [masked_step(model, b, step_generator(12345, i), device) for i, b in enumerate(batches)]
         rows = np.array([[x.item() for x in (*losses, masked)] for losses, masked in parts]).mean(0)
         return dict(zip(("val_latent", "val_mask", "val_loss", "val_masked"), rows.tolist()))
 
     inputs = {"data": [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)]}
     return _train(model, train, out, config, loss_of, validate, inputs, resume, progress, "denoiser")
-
-
-def configured(config: TrainingConfig, **changes) -> TrainingConfig:
-    """The same settings with some changed; ValueError for a name that does not exist."""
-    unknown = set(changes) - {f.name for f in fields(config)}
-    if unknown:
-        raise ValueError(f"no such training setting: {', '.join(sorted(unknown))}")
-    return type(config)(**{**asdict(config), **{k: v for k, v in changes.items() if v is not None}})

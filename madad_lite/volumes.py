@@ -171,7 +171,7 @@ def _box(mask: np.ndarray, margin: int = 4) -> tuple[slice, ...]:
 
 
 def mask_overlap(brain: np.ndarray, affine: np.ndarray, to_mni: np.ndarray, grid: Grid = Grid()) -> float:
-    """Dice coefficient of a scan's brain mask with the template's, on the grid."""
+    """Dice coefficient of a scan's brain mask with the template's, on the grid: the default one holds the whole brain."""
     reference = template("brain")
     theirs = _resample(np.asarray(reference.dataobj), np.linalg.inv(reference.affine) @ grid.affine, grid.shape) > 0.5
     ours = _resample(brain.astype(np.float32), np.linalg.inv(to_mni @ affine) @ grid.affine, grid.shape) > 0.5
@@ -196,10 +196,10 @@ def _to_slices(volume: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1])
 
 
-def _register(path: Path, scan: nib.Nifti1Image, mask: np.ndarray | None, grid: Grid) -> np.ndarray:
+def _register(path: Path, scan: nib.Nifti1Image, mask: np.ndarray | None) -> np.ndarray:
     try:
         to_mni = register_to_mni(scan, mask)
-        if mask is not None and (overlap := mask_overlap(mask, scan.affine, to_mni, grid)) < REGISTERED:
+        if mask is not None and (overlap := mask_overlap(mask, scan.affine, to_mni)) < REGISTERED:
             raise RuntimeError(f"the brains overlap by a Dice of {overlap:.2f} only")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -246,9 +246,9 @@ def prepare_volume(
         raise ScanError(f"{path}: no brain found in it (less than {SMALLEST_BRAIN_ML} mL inside the mask or the background)")
     to_mni = np.eye(4)
     if register == "auto":
-        register = mask is None or mask_overlap(mask, affine, to_mni, grid) < ALREADY_THERE
+        register = mask is None or mask_overlap(mask, affine, to_mni) < ALREADY_THERE
     if register:
-        to_mni = _register(path, scan, mask, grid)
+        to_mni = _register(path, scan, mask)
     if mask is None:
         reference = template("brain")
         to_template = np.linalg.inv(reference.affine) @ to_mni @ affine

@@ -34,7 +34,7 @@
 # **simulated** from the MNI152 template. No real patient appears in this notebook.
 #
 # **How long it takes:** about a minute and a half on two CPU cores; the same on a Colab T4, for nothing here uses a GPU. With the full settings
-# about five minutes.
+# about five minutes (estimated, not measured).
 #
 # ## 1. Set-up
 #
@@ -154,7 +154,8 @@ fig
 normal, patients = (12, 6) if FULL_SETTINGS else (4, 2)
 spacings = {"A": 1.0 if FULL_SETTINGS else 2.0, "B": 3.0}  # mm
 for seed, (site, spacing) in enumerate(spacings.items(), start=41):
-    write_cohort(WORK / f"site{site}", normal=normal, patients=patients, spacing=spacing, seed=seed, progress=False)
+    numbers = dict(normal=normal, patients=patients, spacing=spacing, seed=seed)
+    write_cohort(WORK / f"site{site}", **numbers, progress=False)
 
 for path in sorted((WORK / "siteA" / f"sub-{normal + patients:04d}").rglob("*.nii.gz")):
     print(path.relative_to(WORK))
@@ -199,8 +200,8 @@ registered = prepare_volume(askew, register=True)
 
 def at_height(prepared, k):
     """The slice at height k of the grid, background where there is none."""
-    there = k in prepared.geometry.slice_index
-    return prepared.image[prepared.geometry.slice_index.index(k)] if there else np.full(mni.image.shape[1:], -1.0)
+    kept = prepared.geometry.slice_index
+    return prepared.image[kept.index(k)] if k in kept else np.full((96, 96), -1.0)
 
 
 k = 38  # z = +14 mm
@@ -238,7 +239,7 @@ assert distance.mean() < 3
 # 3. the scan still has its **skull**: it is registered, and the *template's* brain is cut out. That is rough.
 #
 # To see the third way we put our subject into a head: fluid, bone, scalp, and noise in the air. Then we take the template's brain mask
-# back to the scan (section 10 shows how) and compare it with the true one.
+# back to the scan (section 10 shows how), compare it with the true one, and draw its outline.
 
 # %%
 depth = ndimage.distance_transform_edt(~mask) * 2.0  # mm outside the brain
@@ -255,7 +256,9 @@ found = return_to_scan(in_head.brain.astype(np.float32), in_head.geometry, order
 dice = 2 * ((found.get_fdata() > 0.5) & mask).sum() / ((found.get_fdata() > 0.5).sum() + mask.sum())
 print("the template's brain overlaps the true one by more than 0.85, not perfectly:", bool(0.85 < dice < 0.99))
 assert 0.85 < dice < 0.99
-plotting.volume_view(WORK / "head_T1w.nii.gz", found, point=(0, -18, 14), title="The template's brain in the head", vmax=2)
+heights = [24, 34, 44, 54, 64]  # axial slices of the scan
+rows = [volume.transpose(2, 1, 0)[heights, ::-1] for volume in (head / level - 1, found.get_fdata() > 0.5)]
+plotting.slice_grid(rows[0], truth=rows[1], columns=5)
 
 # %% [markdown]
 # For real work strip the skulls first, with a tool made for it (HD-BET, SynthStrip): a rim of scalp left at the edge looks like a
@@ -277,8 +280,9 @@ x = np.clip(data / np.median(data[mask]) - 1, -1, 1)  # the formula
 assert abs(np.median(x[mask])) < 1e-6 and x[~mask].max() == -1
 
 files = {site: find_scans(WORK / f"site{site}")[0].image for site in spacings}
-medians = {site: float(np.median(d[d > 0])) for site in files for d in [np.asarray(load_volume(files[site]).dataobj)]}
-print("the raw medians of the two differ by more than a tenth:", abs(medians["A"] / medians["B"] - 1) > 0.1)
+raw_a, raw_b = (load_volume(path).get_fdata() for path in files.values())
+ratio = np.median(raw_a[raw_a > 0]) / np.median(raw_b[raw_b > 0])
+print("the raw medians of the two differ by more than a tenth:", bool(abs(ratio - 1) > 0.1))
 pair = [prepare_volume(path) for path in files.values()]
 for p in pair:
     assert abs(np.median(p.image[p.brain])) < 0.05 and p.image.max() <= 1
@@ -315,7 +319,7 @@ plotting.slice_grid(straight.image[::4], titles=heights[::4], columns=6)
 
 # %%
 options = dict(contrast="t1", fractions=(0.5, 0.25, 0.25), workers=WORKERS, progress=False)
-manifests = {site: prepare_folder(WORK / f"site{site}", WORK / f"prepared{site}", **options) for site in spacings}
+manifests = {s: prepare_folder(WORK / f"site{s}", WORK / f"prepared{s}", **options) for s in spacings}
 for site, manifest in manifests.items():
     for split in ("train", "val", "test"):
         groups = [s["group"] for s in manifest.scans(split)]
@@ -448,7 +452,10 @@ g = Geometry.from_dict(json.loads(json.dumps(prepared.geometry.to_dict())))  # s
 v = np.unravel_index(ndimage.distance_transform_edt(lesion).argmax(), lesion.shape)  # deep in it
 column, row, z = np.rint(apply_affine(np.linalg.inv(g.grid.affine) @ g.to_mni @ g.scan_affine, v)).astype(int)
 assert prepared.lesion[g.slice_index.index(z), 95 - row, column]  # rows run from the front to the back
-plotting.volume_view(original, back, title="A lesion mask, to MNI space and back")
+outlines = np.stack([lesion[..., v[2]], returned[..., v[2]]]).transpose(0, 2, 1)[:, ::-1]
+values = original.get_fdata()
+picture = np.clip(values[..., v[2]].T[::-1] / np.median(values[values > 0]) - 1, -1, 1)
+plotting.slice_grid(np.stack([picture] * 2), truth=outlines, titles=["true lesion", "there and back"])
 
 # %% [markdown]
 # ## 11. When something is wrong with a file

@@ -43,3 +43,24 @@ def test_move_shifts_flips_and_keeps_the_background(slices):
     assert 0.25 < flipped < 0.75
     still, same = augmentation.move(images, brain, seeded(), degrees=0, shift=0, scale=0, flip=False)
     assert torch.allclose(still, images, atol=1e-5) and torch.equal(same, brain)
+
+
+def test_authors_augmentation_changes_each_part_of_half_of_the_slices(slices):
+    images, brain = (x.repeat(100, 1, 1, 1) for x in slices)
+    changed, inside = augmentation.AUGMENTATIONS["authors"](images, brain, seeded())
+    assert (changed[~inside] == -1).all() and changed.min() >= -1 and changed.max() <= 1
+    same = ((changed - images).abs() < 1e-5).flatten(1).all(1).float().mean()
+    assert 0.02 < same < 0.12  # none of four parts, each with chance 1/2: 1/16
+    still = (inside == brain).flatten(1).all(1).float().mean()
+    assert 0.15 < still < 0.5  # neither rotated nor shifted: about a quarter
+
+
+def test_acquisition_blurs_and_trims(slices):
+    images, brain = (x.repeat(50, 1, 1, 1) for x in slices)
+    images = torch.where(brain, 0.3 * torch.randn(images.shape, generator=seeded(1)), -1.0)
+    changed, inside = augmentation.vary_acquisition(images, brain, seeded())
+    assert not (inside & ~brain).any() and (changed[~inside] == -1).all()
+    trimmed = (inside.flatten(1).sum(1) < brain.flatten(1).sum(1)).float().mean()
+    assert 0.2 < trimmed < 0.5
+    sharp = ((changed == images) | ~inside).flatten(1).all(1).float().mean()
+    assert 0.3 < sharp < 0.7

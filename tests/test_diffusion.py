@@ -1,6 +1,6 @@
 """Schedule, forward process, losses and reverse process: against the authors' own numbers and against the equations.
 
-data/parity_diffusion.npz holds (for two samples, of the reverse process the first eight rows, which do not depend on the
+data/parity_diffusion.npz holds (for two samples, of the reverse process the first four rows, which do not depend on the
 others) what the authors' published code (commit e76f546) computes on fixed inputs. Its `keep` has
 the authors' polarity: 1 = clean.
 """

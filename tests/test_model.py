@@ -53,3 +53,8 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     with torch.no_grad():
         for ours, theirs in zip(model(x, t), again(x, t)):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_heads_must_share_the_channels():
+    with torch.device("meta"), pytest.raises(ValueError, match="12 heads"):
+        Denoiser.of_size("XL", num_heads=12)

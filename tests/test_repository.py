@@ -11,6 +11,8 @@ from pathlib import Path
 import jupytext
 import pytest
 
+from madad_lite import recipes
+
 try:
     import tomllib
 except ImportError:  # Python 3.10
@@ -21,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
 LESSONS = (
     "00_quickstart", "01_data_preparation", "02_latent_encoder", "03_training", "04_mask_visualization",
-    "05_evaluation",
+    "05_evaluation", "06_paper_and_code",
 )  # fmt: skip
 NOTEBOOKS = sorted({*LESSONS, *(p.stem for p in (ROOT / "notebooks").iterdir() if p.suffix in (".ipynb", ".py"))})
 # conda-forge's names where they differ
@@ -86,6 +88,10 @@ def test_every_badge_points_to_a_notebook():
 def test_readme_has_a_badge_for_every_lesson():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [n for n in LESSONS if f"/blob/main/notebooks/{n}.ipynb" not in readme] == []
+
+
+def test_readme_shows_the_recipes_as_they_are():
+    assert recipes.table() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_restamp_rewrites_all_that_names_the_address(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from madad_lite import training
+from madad_lite import latents, recipes, training
 from madad_lite.model import Denoiser
 from madad_lite.plotting import read_log
 from madad_lite.runs import BatchOrder, RunError
@@ -26,7 +26,7 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.fixture(scope="module")
 def autoencoder_run(prepared_cohort, tmp_path_factory):
-    config = training.AutoencoderConfig(steps=60, **TINY)
+    config = recipes.AutoencoderConfig(steps=60, **TINY)
     return training.train_autoencoder(prepared_cohort, tmp_path_factory.mktemp("ae") / "run", config, progress=False)
 
 
@@ -38,13 +38,13 @@ def test_autoencoder_learns_and_stores_its_measured_scaling(autoencoder_run, pre
         model = AutoencoderKL.from_pretrained(autoencoder_run / name)
         assert model.config.scaling_factor != 1.0
         assert (autoencoder_run / name / "diffusion_pytorch_model.safetensors").exists()
-    cache = training.encode_latents(prepared_cohort, model, autoencoder_run / "check", progress=False)
+    cache = latents.encode_latents(prepared_cohort, model, autoencoder_run / "check", progress=False)
     assert np.load(cache / "val-mean.npy").astype(np.float32).std() == pytest.approx(1, abs=0.15)
 
 
 @pytest.fixture(scope="module")
 def denoiser_run(prepared_cohort, autoencoder_run, tmp_path_factory):
-    config = training.DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
+    config = recipes.DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
     out = tmp_path_factory.mktemp("denoiser") / "run"
     return training.train_denoiser(prepared_cohort, autoencoder_run / "best", out, config, progress=False)
 
@@ -58,7 +58,7 @@ def test_denoiser_learns_both_tasks(denoiser_run):
 
 
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(prepared_cohort, autoencoder_run, tmp_path, monkeypatch):
-    config = training.DenoiserConfig(steps=12, dropout=0.1, variants=1, **TINY)
+    config = recipes.DenoiserConfig(steps=12, dropout=0.1, variants=1, **TINY)
 
     def run(name, **options):
         return training.train_denoiser(
@@ -87,7 +87,7 @@ def test_stopped_and_resumed_is_the_same_to_the_last_bit(prepared_cohort, autoen
 
 
 def test_resuming_with_other_settings_is_refused(denoiser_run, prepared_cohort, autoencoder_run):
-    config = training.DenoiserConfig(steps=61, variants=2, **{**TINY, "batch_size": 8})
+    config = recipes.DenoiserConfig(steps=61, variants=2, **{**TINY, "batch_size": 8})
     with pytest.raises(RunError, match="steps=60, not 61"):
         training.train_denoiser(prepared_cohort, autoencoder_run / "best", denoiser_run, config, resume=True, progress=False)
 
@@ -96,17 +96,17 @@ def test_latents_are_encoded_once(denoiser_run, prepared_cohort, autoencoder_run
     cache = denoiser_run / "latents"
     before = {f: os.stat(cache / f).st_mtime_ns for f in os.listdir(cache)}
     model = AutoencoderKL.from_pretrained(autoencoder_run / "best")
-    config = training.DenoiserConfig(variants=2)
-    training.encode_latents(prepared_cohort, model, cache, config, progress=False)
+    config = recipes.DenoiserConfig(variants=2)
+    latents.encode_latents(prepared_cohort, model, cache, config, progress=False)
     assert before == {f: os.stat(cache / f).st_mtime_ns for f in os.listdir(cache)}
-    training.encode_latents(prepared_cohort, model, cache, training.configured(config, variants=3), progress=False)
+    latents.encode_latents(prepared_cohort, model, cache, recipes.configured(config, variants=3), progress=False)
     assert len(np.load(cache / "train-mean.npy", mmap_mode="r")) % 3 == 0
     assert before["train-mean.npy"] != os.stat(cache / "train-mean.npy").st_mtime_ns
 
 
 def test_variants_differ_and_the_first_is_the_slice_itself(prepared_cohort, autoencoder_run, tmp_path):
     model = AutoencoderKL.from_pretrained(autoencoder_run / "best")
-    cache = training.encode_latents(prepared_cohort, model, tmp_path, training.DenoiserConfig(variants=2), progress=False)
+    cache = latents.encode_latents(prepared_cohort, model, tmp_path, recipes.DenoiserConfig(variants=2), progress=False)
     mean = np.load(cache / "train-mean.npy").astype(np.float32)
     half = len(mean) // 2
     from madad_lite import latent
@@ -127,10 +127,10 @@ def test_every_slice_once_an_epoch_in_an_order_of_its_own():
 
 
 def test_settings_by_name():
-    assert training.configured(training.DenoiserConfig(), steps=5).steps == 5
+    assert recipes.configured(recipes.DenoiserConfig(), steps=5).steps == 5
     with pytest.raises(ValueError, match="stepz"):
-        training.configured(training.DenoiserConfig(), stepz=5)
-    paper = training.RECIPES["paper"][1]
+        recipes.configured(recipes.DenoiserConfig(), stepz=5)
+    paper = recipes.RECIPES["paper"].denoiser
     assert (paper.size, paper.epochs, paper.batch_size, paper.learning_rate) == ("L", 300, 96, 5e-4)
 
 

@@ -1,0 +1,60 @@
+"""FLAIR-like slices from T1: the order of the tissues, the normalisation, the folder."""
+
+import numpy as np
+import pytest
+
+from madad_lite.data import Manifest, SliceDataset, prepare_folder
+from madad_lite.phantom import write_cohort
+from madad_lite.recolour import recolour_folder, tissue_levels, to_flair
+from madad_lite.volumes import Grid, ScanError
+
+
+@pytest.fixture(scope="module")
+def normal(tmp_path_factory):
+    """Two normal simulated subjects, T1 and FLAIR, and T1 slices of them."""
+    root = tmp_path_factory.mktemp("recolour")
+    cohort = write_cohort(root / "cohort", normal=3, patients=0, contrasts=("t1", "flair"), seed=4, progress=False)
+    for contrast in ("t1", "flair"):
+        prepare_folder(cohort, root / contrast, contrast=contrast, grid=Grid(), workers=1, progress=False)
+    return root
+
+
+def test_tissue_levels_are_those_of_the_contrast(normal):
+    manifest = Manifest.load(normal / "t1")
+    scan = manifest.scans()[0]
+    image, brain = (np.asarray(manifest.array(scan, k)) for k in ("image", "brain"))
+    grey, white = tissue_levels(image[brain].astype(np.float32) + 1)
+    assert 0.6 < grey < 1 < white < 1.6
+
+
+def test_recoloured_slices_look_like_flair(normal, tmp_path):
+    new = recolour_folder(normal / "t1", tmp_path / "new", progress=False)
+    real, t1 = Manifest.load(normal / "flair"), Manifest.load(normal / "t1")
+    assert new.contrast == "flair" and [s["subject"] for s in new.scans()] == [s["subject"] for s in t1.scans()]
+    for scan, flair, source in zip(new.scans(), real.scans(), t1.scans()):
+        image, brain = (np.asarray(new.array(scan, k)).astype(np.float32) for k in ("image", "brain"))
+        inside = brain > 0
+        assert (image[~inside] == -1).all() and image.min() >= -1 and image.max() <= 1
+        assert abs(np.median(image[inside])) < 0.02  # the same normalisation as a prepared scan's
+        simulated = np.asarray(real.array(flair, "image")).astype(np.float32)
+        before = np.asarray(t1.array(source, "image")).astype(np.float32)
+        alike = [np.corrcoef(a[inside], simulated[inside])[0, 1] for a in (image, before)]
+        assert alike[0] > alike[1] + 0.1  # nearer to the subject's own FLAIR than its T1 is
+    assert len(SliceDataset(tmp_path / "new", "train")) > 0
+
+
+def test_levels_differ_between_subjects_and_repeat(normal):
+    manifest = Manifest.load(normal / "t1")
+    image, brain = (np.asarray(manifest.array(manifest.scans()[0], k)) for k in ("image", "brain"))
+    a, b, c = (to_flair(image, brain, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(a, b) and np.abs(a - c).mean() > 0.01
+
+
+def test_what_cannot_be_recoloured_is_refused(normal, tmp_path):
+    with pytest.raises(ScanError, match="only t1"):
+        recolour_folder(normal / "flair", tmp_path / "x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ScanError, match="not empty"):
+        recolour_folder(normal / "t1", tmp_path / "full")
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
