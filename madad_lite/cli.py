@@ -124,6 +124,7 @@ def _detect(args) -> int:
 
     failed = detect(
         _scans(args.scan), args.out, weights=args.weights, brain=args.brain, channel=args.channel, z_range=args.z_range,
+        z_spacing=args.z_spacing,
         register={"auto": "auto", "yes": True, "no": False}[args.register], num_inference_steps=args.steps, eta=args.eta,
         score=args.score, seed=args.seed, batch_size=args.batch_size, device=args.device, force=args.force,
     )  # fmt: skip
@@ -167,8 +168,9 @@ def _import_official(args) -> int:
     from madad_lite.official import import_official
 
     out = import_official(
-        args.file, args.out, contrast=args.contrast, spacing=args.spacing, slice_size=args.size, num_heads=args.heads
-    )
+        args.file, args.out, contrast=args.contrast, spacing=args.spacing, slice_size=args.size, z_spacing=args.z_spacing,
+        num_heads=args.heads,
+    )  # fmt: skip
     print(f"imported: {out}")
     return 0
 
@@ -248,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--channel", type=int, help="which volume of a 4-D file")
     c.add_argument("--register", choices=("auto", "yes", "no"), default="auto", help="to MNI152; auto: where it is needed")
     c.add_argument("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="a quick look: only these slices, MNI mm")
+    c.add_argument("--z-spacing", type=float, help="a quick look: mm from slice to slice; default: the model's own")
     c.add_argument("--batch-size", type=int, help="slices at once; default: as many as fit")
     c.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
     c.add_argument("--force", action="store_true", help="overwrite results")
@@ -274,6 +277,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--contrast", choices=CONTRASTS, default="t1", help="that they were trained on")
     c.add_argument("--spacing", type=float, default=1.0, help="of the slices, mm")
     c.add_argument("--size", type=int, default=256, help="of the slices, pixels")
+    c.add_argument("--z-spacing", type=float, default=4.0, help="mm from slice to slice: only time depends on it")
     c.add_argument("--heads", type=int, help="attention heads of the UNet; default: those of the authors' size of its width")
     return p
 

@@ -23,7 +23,7 @@ class LabelledSlices:
     brain: torch.Tensor  # (N, 1, H, W) bool
     lesion: torch.Tensor  # (N, 1, H, W) bool
     subjects: np.ndarray  # (N,) the subject of each slice
-    spacing: float  # mm, edge of a pixel
+    spacing: float  # mm, edge of a cube of a voxel's volume
 
     def take(self, rows: Sequence[int]) -> LabelledSlices:
         """Some of the slices."""
@@ -37,8 +37,8 @@ def load_split(data: str | Path | Sequence[str | Path], split: str) -> LabelledS
     items = [dataset[i] for i in range(len(dataset))]
     stacked = {k: torch.stack([item[k] for item in items]) for k in ("image", "brain", "lesion")}
     subjects = np.array([dataset.subjects[item["scan"]] for item in items])
-    first = data if isinstance(data, (str, Path)) else data[0]
-    return LabelledSlices(**stacked, subjects=subjects, spacing=Manifest.load(first).grid.spacing)
+    grid = Manifest.load(data if isinstance(data, (str, Path)) else data[0]).grid
+    return LabelledSlices(**stacked, subjects=subjects, spacing=(grid.spacing**2 * grid.step) ** (1 / 3))
 
 
 def evaluate_methods(scores: dict[str, dict[str, torch.Tensor]], splits: dict[str, LabelledSlices], *, seed: int = 0) -> dict:

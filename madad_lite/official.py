@@ -251,12 +251,14 @@ def import_official(
     contrast: str = "t1",
     spacing: float = 1.0,
     slice_size: int = 256,
+    z_spacing: float | None = 4.0,
     num_heads: int | None = None,
 ) -> Path:
     """Write the authors' files in our layout; returns the folder.
 
     One file: that model alone, as for `load_parts`. Encoder and UNet: a whole pipeline, with the score and reverse process of the
-    authors' code, for slices of `slice_size` pixels of `spacing` mm. Nothing is written when anything is wrong.
+    authors' code, for slices of `slice_size` pixels of `spacing` mm, one every `z_spacing` mm (None: every `spacing` mm; it only
+    decides how long a scan takes). Nothing is written when anything is wrong.
     """
     files, out = [Path(f) for f in ([files] if isinstance(files, (str, Path)) else files)], Path(out)
     if out.exists():
@@ -274,7 +276,7 @@ def import_official(
         parts = {"denoiser" if isinstance(m, Denoiser) else "autoencoder": m for m in models}
         settings = asdict(RECIPES["authors"].detection)
         settings["sigma"] *= slice_size / 256  # 5 pixels of 256
-        grid = Grid(spacing=spacing, size=slice_size).to_dict()
+        grid = Grid(spacing=spacing, size=slice_size, z_spacing=z_spacing).to_dict()
         MadAdPipeline(**parts, scheduler=make_scheduler(), contrast=contrast, grid=grid, **settings).save_pretrained(part)
     (part / "README.md").write_text(_card(files, models))
     os.replace(part, out)

@@ -99,16 +99,28 @@ class MadAdPipeline(DiffusionPipeline):
             model.float()  # shipped in half precision to stay small, computed in single
         return pipe
 
-    def prepare(self, scan: str | os.PathLike, *, z_range: tuple[float, float] | None = None, **options) -> PreparedScan:
+    def prepare(
+        self,
+        scan: str | os.PathLike,
+        *,
+        z_range: tuple[float, float] | None = None,
+        z_spacing: float | None = None,
+        **options,
+    ) -> PreparedScan:
         """The scan's slices on this model's grid; `options` as of volumes.prepare_volume.
 
-        z_range: only the slices between these heights, MNI mm. ValueError when the first is above the second.
+        For a quick look: z_range, only the slices between these heights, MNI mm; z_spacing, mm from slice to slice (a map is
+        interpolated in between). ValueError when they make no sense.
         """
         grid = Grid.from_dict(self.config.grid)
         if z_range is not None:
             if not z_range[0] <= z_range[1]:
                 raise ValueError(f"z_range goes from low to high, not from {z_range[0]} to {z_range[1]}")
             grid = replace(grid, z_range=tuple(float(z) for z in z_range))
+        if z_spacing is not None:
+            if not 0 < z_spacing < 100:
+                raise ValueError(f"z_spacing is in mm and above 0, not {z_spacing}")
+            grid = replace(grid, z_spacing=float(z_spacing))
         return prepare_volume(scan, grid=grid, **options)
 
     @torch.no_grad()

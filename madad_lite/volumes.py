@@ -32,30 +32,38 @@ class ScanError(ValueError):
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of the slices, isotropic, in MNI152 mm. In plane it is centred on x = 0, y = -18."""
+    """The grid of the slices, in MNI152 mm. In plane it is centred on x = 0, y = -18."""
 
     spacing: float = 2.0  # mm
     size: int = 96  # pixels along both sides of a slice
     z_range: tuple[float, float] = (-62.0, 80.0)  # mm, of the lowest and the highest slice
+    z_spacing: float | None = None  # mm from slice to slice; None: as in plane
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.size, self.size, int(round((self.z_range[1] - self.z_range[0]) / self.spacing)) + 1
+        return self.size, self.size, int((self.z_range[1] - self.z_range[0]) / self.step + 1e-6) + 1
+
+    @property
+    def step(self) -> float:
+        """mm from slice to slice."""
+        return self.z_spacing or self.spacing
 
     @property
     def affine(self) -> np.ndarray:
         """(4, 4): voxel of the RAS grid -> MNI mm."""
-        affine = np.diag([self.spacing] * 3 + [1.0])
+        affine = np.diag([self.spacing, self.spacing, self.step, 1.0])
         half = (self.size - 1) / 2 * self.spacing
         affine[:3, 3] = -half, -18.0 - half, self.z_range[0]
         return affine
 
     def to_dict(self) -> dict:
-        return {"spacing": self.spacing, "size": self.size, "z_range": list(self.z_range)}
+        content = {"spacing": self.spacing, "size": self.size, "z_range": list(self.z_range)}
+        return content if self.z_spacing is None else content | {"z_spacing": self.z_spacing}
 
     @classmethod
     def from_dict(cls, values: dict) -> Grid:
-        return cls(float(values["spacing"]), int(values["size"]), tuple(float(z) for z in values["z_range"]))
+        z_range = tuple(float(z) for z in values["z_range"])
+        return cls(float(values["spacing"]), int(values["size"]), z_range, values.get("z_spacing"))
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value

@@ -156,8 +156,9 @@ def test_import_and_detect_from_the_command_line(unet_file, encoder_file, patien
     assert not [p for p in out.rglob("*") if p.is_file() and p.suffix not in (".json", ".safetensors", ".md")]
     pipe = MadAdPipeline.from_pretrained(out)
     assert (pipe.config.gamma, pipe.config.squared, pipe.config.eta, pipe.config.sigma) == (0.25, False, 0.5, 5.0)
-    assert pipe.config.grid["size"] == 256 and pipe.config.grid["spacing"] == 1.0
-    words = ["detect", patient_scan["image"], "--weights", str(out), "--out", str(found), "--z-range", "10", "11", "--steps", "2"]
+    grid = pipe.config.grid
+    assert (grid["size"], grid["spacing"], grid["z_spacing"]) == (256, 1.0, 4.0)
+    words = ["detect", patient_scan["image"], "--weights", str(out), "--out", str(found), "--z-range", "10", "14", "--steps", "2"]
     assert main(words) == 0
     anomaly = nib.load(next(found.glob("*_anomaly.nii.gz"))).get_fdata()
     assert np.isfinite(anomaly).all() and anomaly.max() > 0

@@ -110,3 +110,12 @@ def test_unknown_name_is_refused(tmp_path):
     for name in ("t9", str(tmp_path)):
         with pytest.raises(ValueError, match="neither a shipped model"):
             MadAdPipeline.from_pretrained(name)
+
+
+def test_a_quick_look_at_some_slices(patient_scan):
+    pipe = MadAdPipeline.from_pretrained("t1")
+    part = pipe.prepare(patient_scan["image"], z_range=(0, 20), z_spacing=4)
+    assert part.image.shape[0] == 6 and part.geometry.grid.affine[2, 3] == 0
+    for wrong in ({"z_range": (20, 0)}, {"z_spacing": 0}):
+        with pytest.raises(ValueError, match="z_"):
+            pipe.prepare(patient_scan["image"], **wrong)

@@ -636,3 +636,15 @@ def test_template():
     assert 1700 < np.asarray(brain.dataobj).sum() / 1000 < 2000  # mL
     for kind in ("gm", "wm"):
         assert template(kind).shape == t1.shape and np.asarray(template(kind).dataobj).max() == 255
+
+
+def test_slices_further_apart_are_some_of_the_same_slices(patient_scan):
+    every = prepare_volume(patient_scan["image"])
+    some = prepare_volume(patient_scan["image"], grid=Grid(z_spacing=6.0))
+    heights = [[g.grid.affine[2, 3] + g.grid.step * k for k in g.slice_index] for g in (every.geometry, some.geometry)]
+    assert set(heights[1]) <= set(heights[0]) and 3 * len(some.image) == pytest.approx(len(every.image), abs=3)
+    same = [heights[0].index(z) for z in heights[1]]
+    np.testing.assert_allclose(some.image, every.image[same], atol=0.02)
+    back = return_to_scan(some.image + 1, some.geometry)  # interpolated between the slices
+    assert (np.asarray(back.dataobj)[np.asarray(nib.load(patient_scan["brain"]).dataobj) > 0] > 0).mean() > 0.9
+    assert Grid.from_dict(some.geometry.grid.to_dict()) == some.geometry.grid
