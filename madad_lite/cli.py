@@ -1,4 +1,4 @@
-"""The command line: madad demo | phantom | prepare | train | assemble | detect | evaluate | reproduce | import-official.
+"""The command line: madad demo | phantom | prepare | recolour | train | assemble | detect | evaluate | reproduce | ...
 
 Thin: each command calls one function.
 """
@@ -70,6 +70,14 @@ def _prepare(args) -> int:
     return 1 if manifest.skipped else 0
 
 
+def _recolour(args) -> int:
+    from madad_lite.recolour import recolour_folder
+
+    manifest = recolour_folder(args.source, args.out, seed=args.seed)
+    print(f"{args.out}: {len(manifest.scans())} scans in FLAIR contrast, made from T1")
+    return 0
+
+
 def _train(args) -> int:
     from madad_lite import training
     from madad_lite.recipes import RECIPES, configured
@@ -110,23 +118,18 @@ def _assemble(args) -> int:
     return 0
 
 
-def _scans(paths: list[str]) -> list[Path]:
-    found = []
-    for path in map(Path, paths):
-        found += sorted(p for p in path.rglob("*") if p.name.endswith((".nii", ".nii.gz"))) if path.is_dir() else [path]
-    if not found:
-        raise Refused(f"{', '.join(paths)}: no NIfTI file (.nii, .nii.gz) there")
-    return found
-
-
 def _detect(args) -> int:
-    from madad_lite.detection import detect
+    from madad_lite.detection import detect, scans_in
 
+    scans = scans_in(args.scan)
+    if not scans:
+        raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) there")
     failed = detect(
-        _scans(args.scan), args.out, weights=args.weights, brain=args.brain, channel=args.channel, z_range=args.z_range,
+        scans, args.out, weights=args.weights, brain=args.brain, channel=args.channel, z_range=args.z_range,
         z_spacing=args.z_spacing,
-        register={"auto": "auto", "yes": True, "no": False}[args.register], num_inference_steps=args.steps, eta=args.eta,
-        score=args.score, seed=args.seed, batch_size=args.batch_size, device=args.device, force=args.force,
+        register={"auto": "auto", "yes": True, "no": False}[args.register], mode=args.mode, num_inference_steps=args.steps,
+        eta=args.eta,
+        score=args.score, seed=args.seed, batch_size=args.batch_size, device=args.device, force=args.force, resume=args.resume,
     )  # fmt: skip
     return 1 if failed else 0
 
@@ -137,7 +140,8 @@ def _evaluate(args) -> int:
     from madad_lite.runs import write_json
 
     results = evaluate_weights(
-        args.weights, args.data, seed=args.seed, num_inference_steps=args.steps, eta=args.eta, score=args.score
+        args.weights, args.data, seed=args.seed, mode=args.mode, num_inference_steps=args.steps,
+        eta=args.eta, score=args.score
     )
     print(table({name: r["test"] for name, r in results["methods"].items()}))
     if args.out:
@@ -186,6 +190,7 @@ def parser() -> argparse.ArgumentParser:
         return c
 
     def reverse(c):
+        c.add_argument("--mode", choices=("reverse", "sweep", "combined"), help="default: the model's own")
         c.add_argument("--steps", type=int, default=10, help="reverse steps, at most 10")
         c.add_argument("--eta", type=float, help="randomness of the reverse process, 0: none; default: the model's own")
         c.add_argument("--score", choices=("image", "latent", "mask"), default="image", help="what the anomaly map measures")
@@ -220,6 +225,11 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--workers", type=int, help="processes; default: one a core")
     c.add_argument("--seed", type=int, default=0)
 
+    c = command("recolour", _recolour, "prepared T1 slices of normal subjects -> FLAIR-like ones, to train on")
+    c.add_argument("source")
+    c.add_argument("--out", required=True)
+    c.add_argument("--seed", type=int, default=0)
+
     c = command("train", _train, "train the autoencoder or the masked denoiser on prepared slices")
     c.add_argument("stage", choices=("autoencoder", "denoiser"))
     c.add_argument("--data", nargs="+", required=True, help="prepared folders")
@@ -243,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--force", action="store_true")
 
     c = command("detect", _detect, "anomaly maps of scans")
-    c.add_argument("scan", nargs="+", help="NIfTI files, or folders of them")
+    c.add_argument("scan", nargs="+", help="NIfTI files, or folders of them; of a folder all but earlier results")
     c.add_argument("--out", required=True)
     c.add_argument("--weights", default="t1", help="a shipped name, a folder, or a hub id")
     c.add_argument("--brain", help="brain mask of the scan")
@@ -253,7 +263,9 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--z-spacing", type=float, help="a quick look: mm from slice to slice; default: the model's own")
     c.add_argument("--batch-size", type=int, help="slices at once; default: as many as fit")
     c.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
-    c.add_argument("--force", action="store_true", help="overwrite results")
+    there = c.add_mutually_exclusive_group()
+    there.add_argument("--resume", action="store_true", help="leave out the scans whose three results are there; do the others")
+    there.add_argument("--force", action="store_true", help="overwrite results")
     reverse(c)
 
     c = command("evaluate", _evaluate, "metrics of weights on a prepared folder with lesion masks, beside simple baselines")
@@ -286,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return args.run(args)
-    except (Refused, ValueError, FileNotFoundError, FileExistsError) as error:
+    except (Refused, ValueError, OSError) as error:
         # ScanError and RunError are ValueErrors: what they say is meant for the user
         print(f"madad {args.command}: {error}", file=sys.stderr)
         return 2

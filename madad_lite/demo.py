@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -39,8 +40,7 @@ def short_training(data: Path, out: Path, *, autoencoder_steps: int = 250, denoi
     )
     training.train_autoencoder(data, out / "autoencoder", autoencoder)
     training.train_denoiser(data, out / "autoencoder" / "best", out / "denoiser", denoiser)
-    # barely trained, the network is rarely sure: a lower threshold than the paper's 0.5
-    return load_parts(out / "autoencoder" / "best", out / "denoiser" / "best", mask_threshold=0.1)
+    return load_parts(out / "autoencoder" / "best", out / "denoiser" / "best", **asdict(RECIPES["lite"].detection))
 
 
 def run_demo(out: str | Path, *, normal: int = 8, patients: int = 6, **training_steps) -> Path:
@@ -67,7 +67,10 @@ def run_demo(out: str | Path, *, normal: int = 8, patients: int = 6, **training_
     print("5/5  evaluating")
     results = evaluate_weights(shipped, out / "prepared")
     splits = {s: load_split(out / "prepared", s) for s in ("val", "test")}
-    own = {k: brief(s.image, brain=s.brain, generator=torch.Generator().manual_seed(0)).anomaly_map for k, s in splits.items()}
+    own = {
+        k: brief(s.image, brain=s.brain, volumes=s.subjects, generator=torch.Generator().manual_seed(0)).anomaly_map
+        for k, s in splits.items()
+    }
     results["methods"]["MAD-AD, trained by this demo"] = evaluate_methods({"own": own}, splits)["own"]
     methods = results["methods"]
     methods["MAD-AD, shipped weights"] = methods.pop("MAD-AD")

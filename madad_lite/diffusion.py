@@ -97,41 +97,6 @@ def selective_reverse(
     )
 
 
-@torch.no_grad()
-def masked_sweep(
-    denoiser: DenoiserFunction,
-    z0: torch.Tensor,
-    scheduler: DDIMScheduler,
-    *,
-    draws: int = 4,
-    groups: int = 4,  # each hides one quarter of the patches
-    patch: int = 2,  # cells along the side of a patch
-    noise: torch.Tensor,  # (draws, groups, N, C, h, w) standard normal
-    order: torch.Tensor,  # (draws, N, patches) random numbers that divide the patches into groups
-    on_step: Callable[[], None] | None = None,
-) -> torch.Tensor:
-    """What the denoiser expects at each cell from the surroundings alone. This repository's extension, not the paper's.
-
-    A quarter of the patches is noised completely (t = T-1) and predicted from the rest; so for each quarter in turn. Every cell is
-    predicted once a draw, without having been seen; the mean over the draws is returned, (N, C, h, w). What differs from
-    the scan is what its surroundings do not explain, whether it looks like noise or not.
-    """
-    n, _, h, w = z0.shape
-    rows, columns = -(-h // patch), -(-w // patch)
-    t = torch.full((n,), scheduler.config.num_train_timesteps - 1, device=z0.device)
-    total = torch.zeros_like(z0)
-    for draw in range(draws):
-        group = (order[draw].argsort(1).argsort(1) % groups).view(n, 1, rows, columns)  # as many patches in each
-        group = group.repeat_interleave(patch, -2).repeat_interleave(patch, -1)[..., :h, :w]
-        for g in range(groups):
-            hidden = group == g
-            prediction, _ = denoiser(masked_forward(z0, noise[draw, g], hidden, t.cpu(), scheduler), t)
-            total = total + torch.where(hidden, prediction, 0.0)
-            if on_step is not None:
-                on_step()
-    return total / draws
-
-
 def denoising_losses(
     prediction: torch.Tensor,
     mask_logits: torch.Tensor,

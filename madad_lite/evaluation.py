@@ -78,7 +78,8 @@ def evaluate_weights(
     scores: dict[str, dict[str, torch.Tensor]] = {"MAD-AD": {}, **{name: {} for name in BASELINES}}
     for split, s in splits.items():
         generator = torch.Generator().manual_seed(seed)
-        scores["MAD-AD"][split] = pipe(s.image, brain=s.brain, generator=generator, progress=progress, **options).anomaly_map
+        run = dict(brain=s.brain, volumes=s.subjects, generator=generator, progress=progress)
+        scores["MAD-AD"][split] = pipe(s.image, **run, **options).anomaly_map
         for name, method in BASELINES.items():
             scores[name][split] = method(pipe, s.image, s.brain)
     return {

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,12 @@ from madad_lite import latent
 from madad_lite.augmentation import AUGMENTATIONS
 from madad_lite.corruption import corrupt
 from madad_lite.data import SliceDataset
+from madad_lite.loop import step_generator
 from madad_lite.masking import brain_cells
 from madad_lite.recipes import DenoiserConfig
-from madad_lite.runs import write_json
+from madad_lite.runs import write_json, writing
 
 CHANGED = 0.1  # a cell counts as corrupted when its latent moved by more than this, mean square over the channels
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 class LatentDataset(Dataset):
@@ -69,7 +67,8 @@ def encode_latents(
     is done again.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     splits = {s: SliceDataset(data, s, lesion_free=True) for s in ("train", "val")}
     weights = hashlib.sha256(b"".join(p.cpu().float().numpy().tobytes() for p in autoencoder.parameters())).hexdigest()
     described = {
@@ -80,9 +79,10 @@ def encode_latents(
     stamp = folder / "latents.json"
     if stamp.exists() and json.loads(stamp.read_text()) == described:
         return folder
-    stamp.unlink(missing_ok=True)
-    for old in folder.glob("*.npy"):
-        old.unlink()
+    with writing(folder):
+        stamp.unlink(missing_ok=True)
+        for old in folder.glob("*.npy"):
+            old.unlink()
     for split, dataset in splits.items():
         _encode_split(split, dataset, autoencoder, folder, config, batch_size, progress)
     write_json(stamp, described)
@@ -98,36 +98,34 @@ def _encode_split(split, dataset, autoencoder, folder: Path, config: DenoiserCon
     shapes = {"mean": (channels, h, w), "std": (channels, h, w), "brain": (1, h, w)}
     if config.corruption_share > 0:
         shapes |= {"corrupted": (channels, h, w), "changed": (1, h, w)}
-    stored = {
-        k: np.lib.format.open_memmap(
-            folder / f"{split}-{k}.npy.part",
-            "w+",
-            dtype=bool if k in ("brain", "changed") else np.float16,
-            shape=(variants * len(dataset), *shape),
-        )
-        for k, shape in shapes.items()
-    }
-    at = 0
-    bar = tqdm(total=variants * len(dataset), desc=f"latents ({split})", disable=not progress)
-    for variant in range(variants):
-        for number, batch in enumerate(DataLoader(dataset, batch_size=batch_size)):
-            images, brain = batch["image"], batch["brain"]
-            generator = step_generator(config.seed, variant * 1_000_000 + number)
-            if variant:
-                images, brain = augment(images, brain, generator)
-            distribution = latent.posterior(autoencoder, images.to(device))
-            new = {"mean": distribution.mean * scale, "std": distribution.std * scale}
-            new["brain"] = brain_cells(brain, (h, w), config.brain_fraction, config.brain_block)
-            if config.corruption_share > 0:
-                sick = corrupt(images, brain, generator)
-                new["corrupted"] = latent.encode(autoencoder, sick.to(device))
-                new["changed"] = (new["corrupted"] - new["mean"]).square().mean(1, keepdim=True) > CHANGED
-            rows = slice(at, at + len(images))
-            for k, values in new.items():
-                stored[k][rows] = values.cpu().numpy() if values.dtype == torch.bool else values.float().cpu().numpy()
-            at += len(images)
-            bar.update(len(images))
-    bar.close()
-    for k, array in stored.items():
-        array.flush()
-        os.replace(folder / f"{split}-{k}.npy.part", folder / f"{split}-{k}.npy")
+    files = {k: folder / f"{split}-{k}.npy" for k in shapes}
+    dtypes = {k: np.dtype(bool if k in ("brain", "changed") else np.float16) for k in shapes}
+    with ExitStack() as opened, tqdm(total=variants * len(dataset), desc=f"latents ({split})", disable=not progress) as bar:
+        # written row by row, not through a memory map: there, a full disk would end the process without a word
+        with writing(folder):
+            parts = {k: opened.enter_context(open(f.with_name(f.name + ".part"), "wb", buffering=0)) for k, f in files.items()}
+            for k, part in parts.items():
+                described = {"descr": dtypes[k].str, "fortran_order": False, "shape": (variants * len(dataset), *shapes[k])}
+                np.lib.format.write_array_header_1_0(part, described)
+        for variant in range(variants):
+            for number, batch in enumerate(DataLoader(dataset, batch_size=batch_size)):
+                images, brain = batch["image"], batch["brain"]
+                generator = step_generator(config.seed, variant * 1_000_000 + number)
+                if variant:
+                    images, brain = augment(images, brain, generator)
+                distribution = latent.posterior(autoencoder, images.to(device))
+                new = {"mean": distribution.mean * scale, "std": distribution.std * scale}
+                new["brain"] = brain_cells(brain, (h, w), config.brain_fraction, config.brain_block)
+                if config.corruption_share > 0:
+                    sick = corrupt(images, brain, generator)
+                    new["corrupted"] = latent.encode(autoencoder, sick.to(device))
+                    new["changed"] = (new["corrupted"] - new["mean"]).square().mean(1, keepdim=True) > CHANGED
+                for k, values in new.items():
+                    left = memoryview(values.float().cpu().numpy().astype(dtypes[k]).tobytes())
+                    with writing(files[k]):
+                        while left:
+                            left = left[parts[k].write(left) :]  # of one that falls short, the next one says why
+                bar.update(len(images))
+    with writing(folder):
+        for f in files.values():
+            os.replace(f.with_name(f.name + ".part"), f)

@@ -17,8 +17,12 @@ from tqdm.auto import tqdm
 from madad_lite import latent, scoring
 from madad_lite.diffusion import ReverseResult, selective_reverse
 from madad_lite.model import Denoiser
+from madad_lite.neighbours import deciding_together, neighbour_weights
+from madad_lite.sweep import GROUPS, masked_sweep, sweep_and_heal
 from madad_lite.volumes import Grid, PreparedScan, prepare_volume, return_to_scan
 
+MODES = ("reverse", "sweep", "combined")
+DRAWS, ROUNDS = 4, 2  # of the sweep, of sweep and healing
 WEIGHTS = Path(__file__).parent / "weights"  # the shipped models
 
 
@@ -69,6 +73,9 @@ class MadAdPipeline(DiffusionPipeline):
         squared: bool = True,
         sigma: float = 2.0,  # score: Gaussian smoothing in pixels
         reference: str = "reconstruction",  # compare the healed slice with the decoded latent, or with the "input" (paper)
+        weighted: bool = False,  # score: differences count as much as the network took the cell for noise; not in the paper
+        neighbour_sigma: float = 0.0,  # mm over which the slices of a volume decide together, see neighbours.py
+        mode: str = "reverse",  # how the denoiser is asked, see __call__
         eta: float = 0.5,  # randomness of the reverse process; 0: none
         mask_threshold: float = 0.5,  # a latent cell is replaced where its chance of "noised" is above (authors: 0.5)
         decision_threshold: float | None = None,  # of the anomaly map; both thresholds come from validation data
@@ -76,8 +83,9 @@ class MadAdPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
         self.register_to_config(
-            contrast=contrast, grid=grid or Grid().to_dict(), gamma=gamma, squared=squared, sigma=sigma, reference=reference,
-            eta=eta, mask_threshold=mask_threshold, decision_threshold=decision_threshold,
+            contrast=contrast, grid=grid or Grid().to_dict(), gamma=gamma, squared=squared, sigma=sigma, weighted=weighted,
+            reference=reference, neighbour_sigma=neighbour_sigma, mode=mode, eta=eta, mask_threshold=mask_threshold,
+            decision_threshold=decision_threshold,
         )  # fmt: skip
         self.set_progress_bar_config(disable=False)
 
@@ -140,6 +148,8 @@ class MadAdPipeline(DiffusionPipeline):
         scan: str | os.PathLike | PreparedScan | torch.Tensor | np.ndarray | Sequence,
         *,
         brain: torch.Tensor | np.ndarray | str | os.PathLike | None = None,
+        volumes: Sequence | None = None,  # (N,) the volume that each of some slices is of
+        mode: str | None = None,  # None: the model's own, from its config
         num_inference_steps: int = 10,
         eta: float | None = None,  # None: the model's own, from its config; 0: no randomness at all
         mask_threshold: float | None = None,  # likewise
@@ -153,15 +163,19 @@ class MadAdPipeline(DiffusionPipeline):
 
         scan: path of a NIfTI file, a PreparedScan, or slices (N, 1, H, W) in [-1, 1], background -1. brain: mask file of the
         scan, or (N, 1, H, W) mask of the slices (default: where they are not background). score: "image" (default),
-        "latent" or "mask". The result does not depend on the batch size; with eta > 0 give a generator to repeat it.
+        "latent" or "mask". volumes: with it, and for a scan, neighbouring slices decide together what is noise if the
+        model's neighbour_sigma says so; a volume's slices must be in order, none left out. Without it each is judged alone. mode:
+        "reverse" is the paper's selective reverse process; for "sweep" and "combined" see sweep.py. The result does not depend
+        on the batch size; with eta > 0 give a generator to repeat it.
         """
         if score not in ("image", "latent", "mask"):
             raise ValueError(f'score is "image", "latent" or "mask", not {score!r}')
-        prepared = None
+        prepared, step = None, Grid.from_dict(self.config.grid).step
         if isinstance(scan, (str, os.PathLike)):
             scan = self.prepare(scan, brain=brain, **prepare_options)
         if isinstance(scan, PreparedScan):
             prepared, images, brain = scan, torch.from_numpy(scan.image)[:, None], torch.from_numpy(scan.brain)[:, None]
+            volumes, step = [0] * len(images), scan.geometry.grid.step
         else:
             images = torch.as_tensor(np.asarray(scan), dtype=torch.float32)
             images = images[:, None] if images.ndim == 3 else images
@@ -172,15 +186,21 @@ class MadAdPipeline(DiffusionPipeline):
             brain = images > -1 if brain is None else torch.as_tensor(np.asarray(brain)).bool().view(images.shape)
         threshold = self.config.mask_threshold if mask_threshold is None else mask_threshold
         eta = self.config.eta if eta is None else eta
-        z0, result = self._heal(images, num_inference_steps, eta, threshold, generator, batch_size, progress)
+        mode = self.config.mode if mode is None else mode
+        if mode not in MODES:
+            raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+        sigma = self.config.neighbour_sigma / step  # in slices
+        options = (mode, num_inference_steps, eta, threshold, generator, batch_size, progress)
+        z0, result = self._heal(images, volumes if sigma > 0 else None, sigma, *options)
         reconstruction, healed = self.decode(z0), self.decode(result.latent)
         reconstruction, healed = (torch.where(brain, x, -1.0) for x in (reconstruction, healed))
         size, sigma = tuple(images.shape[-2:]), self.config.sigma
         if score == "image":
             reference = images if self.config.reference == "input" else reconstruction
             anomaly_map = scoring.image_difference(
-                healed, reference, gamma=self.config.gamma, squared=self.config.squared, sigma=sigma, brain=brain
-            )
+                healed, reference, gamma=self.config.gamma, squared=self.config.squared, sigma=sigma, brain=brain,
+                weight=result.mask_probability.amax(0) if self.config.weighted else None,
+            )  # fmt: skip
         elif score == "latent":
             anomaly_map = scoring.latent_difference(result.latent, z0, size=size, sigma=sigma, brain=brain)
         else:
@@ -191,31 +211,50 @@ class MadAdPipeline(DiffusionPipeline):
             timesteps=result.timesteps, prepared=prepared,
         )  # fmt: skip
 
-    def _heal(self, images, steps, eta, threshold, generator, batch_size, progress) -> tuple[torch.Tensor, ReverseResult]:
-        batches = images.split(batch_size or self._fitting_batch(images))
-        encoded, parts = [], []
-        bar = tqdm(total=len(images) * steps, desc="healing", unit="slice-step", disable=not progress, leave=False)
-        for batch in batches:
-            z0 = self.encode(batch).float()
-            # drawn slice by slice, so that the batch size does not matter
-            noise = None
-            if eta > 0:
-                draws = [
-                    torch.randn(steps, *z0.shape[1:], generator=generator, device=generator.device if generator else "cpu")
-                    for _ in z0
-                ]
-                noise = torch.stack(draws, 1).to(self.device)  # (S, N, C, h, w)
-            result = selective_reverse(
-                self.denoiser, z0.to(self.device), self.scheduler, num_inference_steps=steps, eta=eta, threshold=threshold,
-                step_noise=noise, on_step=partial(bar.update, len(batch)),
+    def _heal(self, images, volumes, neighbour_sigma, mode, steps, eta, threshold, generator, batch_size, progress):
+        """(latents, ReverseResult) of all slices, a batch at a time, or a volume at a time where its slices decide together."""
+        batch_size = batch_size or self._fitting_batch(images)
+        latents = torch.cat([self.encode(x).float() for x in images.split(batch_size)])
+        if volumes is None:
+            groups = [(rows, None) for rows in torch.arange(len(images)).split(batch_size)]
+        else:
+            labels = np.asarray(volumes)
+            if labels.shape != (len(images),):
+                raise ValueError(f"volumes names the volume of each of the {len(images)} slices, not {labels.shape}")
+            ends = [*(np.flatnonzero(labels[1:] != labels[:-1]) + 1), len(labels)]
+            groups = []
+            for start, end in zip([0, *ends], ends):
+                groups.append((torch.arange(start, end), neighbour_weights(end - start, neighbour_sigma)))
+        # a generator for each slice, so that the batch size does not matter
+        device = generator.device if generator else "cpu"
+        seeds = torch.randint(2**62, (len(images),), generator=generator, device=device).tolist()
+        evaluations = {"reverse": steps, "sweep": DRAWS * GROUPS, "combined": ROUNDS * (DRAWS * GROUPS + steps)}[mode]
+        bar = tqdm(total=len(images) * evaluations, desc="healing", unit="slice-step", disable=not progress, leave=False)
+        parts = []
+        for rows, weights in groups:
+            common = dict(
+                denoiser=deciding_together(self.denoiser, weights, batch_size), z0=latents[rows].to(self.device),
+                scheduler=self.scheduler, on_step=partial(bar.update, len(rows)),
+                generator=[torch.Generator().manual_seed(seeds[row]) for row in rows],
             )  # fmt: skip
-            encoded.append(z0)
-            parts.append(result)
+            reverse = dict(num_inference_steps=steps, eta=eta, threshold=threshold)
+            if mode == "reverse":
+                parts.append(selective_reverse(**common, **reverse))
+            elif mode == "combined":
+                parts.append(sweep_and_heal(**common, **reverse, draws=DRAWS, rounds=ROUNDS))
+            else:
+                parts.append(self._as_one_step(common["z0"], masked_sweep(**common, draws=DRAWS)))
         bar.close()
         joined = {k: torch.cat([getattr(p, k).cpu() for p in parts], 1) for k in ("mask_probability", "replaced", "trajectory")}
-        return torch.cat(encoded), ReverseResult(
+        return latents, ReverseResult(
             latent=torch.cat([p.latent.cpu() for p in parts]), timesteps=parts[0].timesteps.cpu(), **joined
         )
+
+    def _as_one_step(self, z0: torch.Tensor, expected: torch.Tensor) -> ReverseResult:
+        """The sweep as a process of one step that replaces every cell; its difference from the latent stands for the mask."""
+        difference = (expected - z0).square().mean(1, keepdim=True)[None]  # (1, N, 1, h, w)
+        last = torch.tensor([self.scheduler.config.num_train_timesteps - 1])
+        return ReverseResult(expected, 1 - (-difference).exp(), difference >= 0, torch.stack([z0, expected]), last)
 
     def _fitting_batch(self, images: torch.Tensor) -> int:
         """Slices whose widest layer, a dozen times over, fits in half of the GPU's free memory; on a CPU in 1 GiB."""

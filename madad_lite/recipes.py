@@ -12,6 +12,7 @@ class TrainingConfig:
     steps: int = 2000  # optimiser steps; `epochs` overrides it
     epochs: float | None = None
     batch_size: int = 32
+    gradient_accumulation: int = 1  # a process works on its share of a batch in so many parts: less memory, the same result
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     warmup_steps: int = 50  # linear; `warmup_epochs` overrides it
@@ -61,6 +62,8 @@ class DetectionConfig:
     squared: bool = True  # squared or absolute differences
     sigma: float = 2.0  # smoothing, in pixels
     reference: str = "reconstruction"  # what the healed slice is compared with; "input": the scan itself
+    weighted: bool = False  # differences count as much as the network took the cell for noise
+    neighbour_sigma: float = 0.0  # mm over which neighbouring slices decide together, see neighbours.py; the paper: each alone
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,11 @@ _PAPER_ENCODER = AutoencoderConfig(
 )
 
 RECIPES = {
-    # for two CPU cores
-    "lite": Recipe(),
+    # for two CPU cores; the shipped weights'
+    "lite": Recipe(
+        denoiser=DenoiserConfig(corruption_share=0.5, last_step_share=0.3),
+        detection=DetectionConfig(mask_threshold=0.2, sigma=0.7, reference="input", weighted=True, neighbour_sigma=3.0),
+    ),
     # section 4.1 of the paper, and its equations
     "paper": Recipe(
         _PAPER_ENCODER,
@@ -131,15 +137,20 @@ def table() -> str:
             f"{d.weight_decay:g}; {d.dropout:g}",
             f"{d.mask_loss.upper()}, weight {d.mask_weight:g}",
             f"{d.brain_fraction:.0%} of {d.brain_block} x {d.brain_block} cells",
+            f"{d.corruption_share:.0%} of the slices" if d.corruption_share else "none",
+            f"uniform, {d.last_step_share:.0%} more at T - 1" if d.last_step_share else "uniform",
             f"{d.augmentation}, {d.variants} cached variants" if d.variants > 1 else "none",
             f"eta {s.eta:g}, replaced above {s.mask_threshold:g}",
-            f"{'squared' if s.squared else 'absolute'}, clipped at {s.gamma:g}, sigma {s.sigma:g} pixels",
+            f"{'squared' if s.squared else 'absolute'}, clipped at {s.gamma:g}, sigma {s.sigma:g} pixels"
+            + (", weighted by the predicted mask" if s.weighted else ""),
+            f"together, sigma {s.neighbour_sigma:g} mm" if s.neighbour_sigma else "each alone",
             reference,
         ]
 
     titles = [
         "slices", "encoder", "denoiser", "length", "learning rate", "weight decay; dropout", "mask loss",
-        "a cell may be noised when brain covers", "augmentation", "reverse process", "score: difference",
+        "a cell may be noised when brain covers", "lesion-like regions beside the noise", "noise level t",
+        "augmentation", "reverse process", "score: difference", "the slices of a volume decide",
         "the healed slice is compared with",
     ]  # fmt: skip
     columns = [row(r) for r in RECIPES.values()]

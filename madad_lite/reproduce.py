@@ -65,10 +65,10 @@ def train_and_test(
     pipe = load_parts(encoder, denoiser, contrast=manifest.contrast, grid=manifest.grid.to_dict(), **asdict(parts["detection"]))
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     scores = {name: {s: method(pipe, x.image, x.brain) for s, x in splits.items()} for name, method in BASELINES.items()}
-    found = {
-        s: pipe(x.image, brain=x.brain, generator=torch.Generator().manual_seed(seed), progress=progress).anomaly_map
-        for s, x in splits.items()
-    }
+    found = {}
+    for s, x in splits.items():
+        run = dict(brain=x.brain, volumes=None if only_largest else x.subjects, progress=progress)
+        found[s] = pipe(x.image, generator=torch.Generator().manual_seed(seed), **run).anomaly_map
     results = evaluate_methods({"MAD-AD": found, **scores}, splits, seed=seed)
     pipe.register_to_config(decision_threshold=results["MAD-AD"]["threshold"])
     pipe.save_pretrained(out / "pipeline")

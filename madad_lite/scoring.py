@@ -31,6 +31,7 @@ def image_difference(
     gamma: float | None = 0.2,
     squared: bool = True,
     sigma: float = 2.0,
+    weight: torch.Tensor | None = None,
     brain: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How much healing changed each voxel.
@@ -42,6 +43,8 @@ def image_difference(
             possible difference (2, squared 4).
         squared: p = 2 if True, else 1.
         sigma: standard deviation of the Gaussian in pixels; 0: no smoothing.
+        weight: (N, 1, h, w) in [0, 1], how much a difference counts, enlarged to the slice; for one, how sure the network was
+            that a cell is noise, so that what only the decoder loses does not count. Not in the paper.
         brain: (N, 1, H, W), bool or 0/1.
 
     Raises ValueError for shapes that do not agree, NaN or infinite values, a gamma that is not positive.
@@ -51,7 +54,11 @@ def image_difference(
     difference = (_real(healed) - _real(reference)).abs()  # (N, 1, H, W)
     difference = difference.square() if squared else difference
     largest = (4.0 if squared else 2.0) if gamma is None else _positive("gamma", gamma)
-    return _finish(difference.clamp(max=largest) / largest, sigma, brain)
+    difference = difference.clamp(max=largest) / largest
+    if weight is not None:
+        _check("weight", weight, "(N, 1, h, w)", channels=1)
+        difference = difference * _enlarge(_real(weight), difference.shape[-2:])
+    return _finish(difference, sigma, brain)
 
 
 def latent_difference(

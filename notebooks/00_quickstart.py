@@ -160,7 +160,7 @@ plotting.detection_figure(out, k, truth[k])
 # 1. the **scan**;
 # 2. its **reconstruction**: compressed into a latent and decoded again, nothing else. It is slightly smoother than the scan;
 # 3. the **healed** slice: the same latent, after the network has replaced what it took for noise;
-# 4. the **anomaly map**: where 2 and 3 differ;
+# 4. the **anomaly map**: where the healed slice differs from the scan, and the network doubted the scan;
 # 5. the map over the scan.
 #
 # Leaf through all slices with the slider. (It needs a running kernel; the picture above is the slice it starts with.)
@@ -182,32 +182,32 @@ assert in_lesion > elsewhere
 # %% [markdown]
 # ## 6. From the difference to the map
 #
-# The map is simple arithmetic. The difference between the healed slice $\hat x_0$ and the reconstruction $x_\text{rec}$ is
-# squared, clipped at $\gamma$, divided by it, and smoothed by a Gaussian $G_\sigma$:
+# The map is simple arithmetic. The difference between the healed slice $\hat x_0$ and the scan $x_0$ is squared, clipped at $\gamma$ and divided by it. It counts
+# as much as the network took the place for noise, $w$: the highest probability of the ten steps, between 0 and 1. And it is smoothed by a Gaussian $G_\sigma$:
 #
-# $$ a = G_\sigma * \frac{\min\big((\hat x_0 - x_\text{rec})^2,\ \gamma\big)}{\gamma} $$
+# $$ a = G_\sigma * \left( w \cdot \frac{\min\big((\hat x_0 - x_0)^2,\ \gamma\big)}{\gamma} \right) $$
 #
-# Clipping keeps a few very large differences from outshining everything else; smoothing removes single pixels. The same in
-# three lines:
+# Clipping keeps a few very large differences from outshining everything else; smoothing removes single pixels. The same in a few lines:
 
 # %%
 gamma, sigma = pipe.config.gamma, pipe.config.sigma
-d = ((out.healed - out.reconstruction) ** 2).numpy()  # (N, 1, H, W)
-a = ndimage.gaussian_filter(np.minimum(d, gamma) / gamma, sigma=(0, 0, sigma, sigma))
+d = (out.healed - out.image) ** 2  # (N, 1, H, W)
+weight = torch.nn.functional.interpolate(out.mask_probability.amax(0), size=(H, W), mode="bilinear")  # cells -> pixels
+a = ndimage.gaussian_filter((d.clamp(max=gamma) / gamma * weight).numpy(), sigma=(0, 0, sigma, sigma))
 a = np.where(out.brain.numpy(), a, 0)
 print("gamma =", gamma, " sigma =", sigma, "pixels")
 assert np.allclose(a, out.anomaly_map.numpy(), atol=1e-5)
 
 # %% [markdown]
-# Why the reconstruction, and not the scan itself? Compressing loses fine detail, lesion or not. What both pictures have
-# lost cancels out. (Notebook 02 looks at what is lost.)
+# Why the weight? Compressing loses fine detail, lesion or not, so that the healed slice differs from the scan a little everywhere. Where the network has no doubt,
+# such a difference is no finding. (The weight is this package's addition, kept because lesions of *validation* patients were found better with it; the paper has $w = 1$. Notebook 06 compares such choices.)
 #
 # ## 7. What the network took for noise
 #
 # The network was trained to find patches of noise, hidden in the latents of normal brains, and to say what was under
 # them. Here nobody has hidden any. It marks the lesion, because the lesion does not look like a normal brain either. A cell is
 # replaced where its chance of being "noised" is above `pipe.config.mask_threshold`. The authors use 0.5; the shipped weights have a
-# lower one, chosen on validation subjects. Here is the first of the ten steps on our slice:
+# lower one, chosen on validation subjects; and in a whole scan neighbouring slices decide together (notebook 04, section 10). Here is the first of the ten steps on our slice:
 
 # %%
 decoded = pipe.decode(out.trajectory[:, k])  # (S + 1, 1, H, W): the latent before each step, and the last
@@ -292,8 +292,8 @@ assert level["healthy"] < level["patient"]
 plotting.detection_figure(calm, int(calm.anomaly_map.sum((1, 2, 3)).argmax()))
 
 # %% [markdown]
-# This is the *worst* slice of the healthy brain. Where the map glows although there is no lesion, it is a **false alarm**. A small
-# network trained for a short time gives some, most often at the surface of the brain and around fluid, where people differ most.
+# This is the *worst* slice of the healthy brain, and there is hardly anything. Where a map glows although there is no lesion, as beside the patient's stroke above, it is a
+# **false alarm**. On real scans there are more, most often at the surface of the brain and around fluid, where people differ most.
 # One patient and one healthy subject prove nothing; notebook 05 counts over many.
 #
 # ## 12. The same again, exactly

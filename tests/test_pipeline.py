@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+from madad_lite.baselines import BASELINES
 from madad_lite.diffusion import make_scheduler
 from madad_lite.latent import make_autoencoder
+from madad_lite.metrics import average_precision
 from madad_lite.model import Denoiser
+from madad_lite.phantom import simulate_subject
 from madad_lite.pipeline import MadAdPipeline, shipped
+from madad_lite.volumes import save_nifti
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +123,21 @@ def test_a_quick_look_at_some_slices(patient_scan):
     for wrong in ({"z_range": (20, 0)}, {"z_spacing": 0}):
         with pytest.raises(ValueError, match="z_"):
             pipe.prepare(patient_scan["image"], **wrong)
+
+
+@pytest.mark.parametrize("name, lesion", [("t1", "stroke"), ("flair", "glioma")])
+def test_shipped_weights_find_a_lesion_better_than_the_reconstruction_error_does(name, lesion, tmp_path):
+    """A simulated patient that no choice was made on; every slice counts, most of them have no lesion."""
+    subject = simulate_subject(31, lesion=lesion, volume_ml=30.0, contrasts=(name,))
+    files = {k: tmp_path / f"{k}.nii.gz" for k in ("image", "brain", "lesion")}
+    for file, image in zip(files.values(), (subject.images[name], subject.brain, subject.lesion)):
+        save_nifti(image, file)
+    pipe = MadAdPipeline.from_pretrained(name)
+    scan = pipe.prepare(files["image"], brain=files["brain"], lesion=files["lesion"], z_spacing=4.0)
+    out = pipe(scan, generator=torch.Generator().manual_seed(0), progress=False)
+    truth = torch.from_numpy(scan.lesion)[:, None]
+    ap = average_precision(out.anomaly_map, truth, out.brain)
+    error = average_precision(BASELINES["reconstruction"](pipe, out.image, out.brain), truth, out.brain)
+    assert ap > 0.5 and ap > 2 * error, (ap, error)
+    found = out.anomaly_map >= pipe.config.decision_threshold  # the threshold that came with the weights
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.5

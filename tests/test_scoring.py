@@ -55,6 +55,15 @@ def test_without_gamma_only_the_largest_possible_difference_is_1(squared, expect
     torch.testing.assert_close(score[:, 0, 0, 0], torch.tensor(expected))
 
 
+def test_a_weight_scales_the_clipped_difference_before_smoothing():
+    healed, scan = slices(0.9, 0.9, 0.1), slices(0.0, 0.0, 0.0)
+    plain = image_difference(healed, scan, **PAPER, sigma=0)
+    weight = torch.tensor([1.0, 0.25, 0.5]).view(3, 1, 1, 1)  # one cell for the whole slice
+    assert torch.allclose(image_difference(healed, scan, **PAPER, sigma=0, weight=weight), plain * weight)
+    with pytest.raises(ValueError, match="weight"):
+        image_difference(healed, scan, weight=torch.full((3, 1, 2, 2), float("nan")))
+
+
 def test_smoothing_is_a_gaussian_of_sigma_pixels_in_each_slice_alone():
     healed = torch.zeros(2, 1, 41, 41)
     healed[0, 0, 20, 20] = 1.0

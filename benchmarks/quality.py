@@ -1,0 +1,250 @@
+"""How well each method finds lesions, on scans that it neither saw nor was tuned on.
+
+    MADAD_REAL_DATA=SCANS python benchmarks/quality.py --contrast t1 --weights t1 --baselines work/baselines_t1
+
+Everything that can be chosen (thresholds, sigma, the mask threshold, how far a baseline noises) is chosen for each method on
+the validation sets of its contrast; test sets are looked at once, with what was chosen. See sets.py for the sets and splits.json
+for the subjects. Writes results/quality/CONTRAST.json, CONTRAST.md and a picture of each set. Without MADAD_REAL_DATA only the
+simulated cohort runs. Maps are kept beside the sets: what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from sets import build, real_data
+from tqdm import tqdm
+
+from madad_lite import metrics
+from madad_lite.baselines import BASELINES
+from madad_lite.baselines.dae import DenoisingAutoencoder
+from madad_lite.baselines.ddpm import Diffusion
+from madad_lite.evaluation import LabelledSlices, load_split
+from madad_lite.pipeline import WEIGHTS, MadAdPipeline
+from madad_lite.plotting import slice_grid
+from madad_lite.runs import write_json
+
+VALIDATION = {"t1": ("cohort_t1", "ixi_t1"), "flair": ("cohort_flair", "ixi_flair")}
+TEST = {"t1": ("cohort_t1", "ixi_t1", "ms_t1"), "flair": ("cohort_flair", "glioma_flair", "ms_flair")}
+Method = Callable[[MadAdPipeline, torch.Tensor, torch.Tensor, np.ndarray], torch.Tensor]
+THROUGH = 1.2  # slices, how far neighbouring slices' maps are smoothed where that is tried
+
+
+def mad_ad(*, alone: bool = False, **options) -> Method:
+    def run(pipe, images, brain, subjects):
+        volumes = None if alone else subjects
+        run = dict(brain=brain, volumes=volumes, generator=torch.Generator().manual_seed(0), progress=False)
+        return pipe(images, **run, **options).anomaly_map
+
+    return run
+
+
+def baseline(method: Callable) -> Method:
+    return lambda pipe, images, brain, subjects: method(pipe, images, brain)
+
+
+def smoothed(method: Method) -> Method:
+    """With maps smoothed through the slices of a volume, so that baselines get the same help as MAD-AD."""
+
+    def run(pipe, images, brain, subjects):
+        score = method(pipe, images, brain, subjects)
+        for subject in np.unique(subjects):
+            rows = np.flatnonzero(subjects == subject)
+            score[rows] = torch.from_numpy(ndimage.gaussian_filter1d(score[rows].numpy(), THROUGH, axis=0, mode="constant"))
+        return torch.where(brain, score, 0.0)
+
+    return run
+
+
+def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Method:
+    """The method, its maps kept in files: an interrupted benchmark goes on. New weights, new files."""
+    files = sorted(f for w in weights for f in w.rglob("*") if f.suffix in (".json", ".safetensors"))
+    state = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+    def run(pipe, images, brain, subjects):
+        which = hashlib.sha256(f"{label} {sorted(set(subjects))} {len(images)}".encode()).hexdigest()[:16]
+        path = folder / f"{state}-{which}.npy"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            with open(part, "wb") as file:
+                np.save(file, method(pipe, images, brain, subjects).numpy().astype(np.float16))
+            part.replace(path)
+        return torch.from_numpy(np.load(path).astype(np.float32))
+
+    return run
+
+
+def candidates(weights: Path, baselines: Path | None, settle: bool, kept: Path) -> dict[str, dict[str, Method]]:
+    """{method: {setting: how to run it}}. One setting: nothing to choose."""
+    thresholds = (0.5, 0.3, 0.2, 0.1) if settle else ()
+    own: dict[str, dict[str, Method]] = {
+        "MAD-AD": {"": mad_ad()} | {f"mask threshold {p}": mad_ad(mask_threshold=p) for p in thresholds},
+        "MAD-AD, each slice alone": {"": mad_ad(alone=True)},
+        "sweep": {"": mad_ad(mode="sweep")},
+        "sweep and heal": {"": mad_ad(mode="combined")},
+    }
+    plain = {"intensity": {"": BASELINES["intensity"]}, "autoencoder": {"": BASELINES["reconstruction"]}}
+    trained: dict[str, dict[str, Method]] = {}
+    if baselines is not None:
+        folder = baselines / "dae" / "best"
+        trained["DAE"] = {f"sigma {s:g}": DenoisingAutoencoder.load(folder, sigma=s) for s in (1.0, 2.0)}
+        for name, method, noise in (
+            ("AnoDDPM, Gaussian", "anoddpm", "gaussian"), ("AnoDDPM, fractal", "anoddpm", "fractal"),
+            ("AutoDDPM", "autoddpm", "gaussian"), ("THOR", "thor", "gaussian"),
+        ):  # fmt: skip
+            folder = baselines / noise / "best"
+            trained[name] = {
+                f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (200, 350)
+            }
+    found = {n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()} for n, settings in own.items()}
+    for used, methods in (([weights], plain), ([weights, baselines], trained)):
+        for name, settings in methods.items():
+            found[name] = {}
+            for setting, method in settings.items():
+                raw = keeping(kept, used, baseline(method), f"{name} {setting}")
+                found[name] |= {setting: raw, f"{setting}, smoothed through".strip(", "): smoothed(raw)}
+    return found
+
+
+def joined(sets: list[LabelledSlices]) -> LabelledSlices:
+    parts = [[getattr(s, k) for s in sets] for k in ("image", "brain", "lesion")]
+    return LabelledSlices(*map(torch.cat, parts), np.concatenate([s.subjects for s in sets]), sets[0].spacing)
+
+
+def patients_only(s: LabelledSlices) -> tuple[LabelledSlices, LabelledSlices | None]:
+    """(slices of the subjects with lesion, slices of those without)."""
+    area = (s.lesion & s.brain).flatten(1).sum(1).numpy()
+    sick = np.isin(s.subjects, list({x for x, a in zip(s.subjects, area) if a}))
+    return s.take(np.flatnonzero(sick)), s.take(np.flatnonzero(~sick)) if (~sick).any() else None
+
+
+def by_kind(folder: Path, score: torch.Tensor, s: LabelledSlices) -> dict[str, float]:
+    """Pooled max Dice of each kind of lesion, for the simulated cohort."""
+    with open(folder / "participants.tsv") as file:
+        kinds = {r["participant_id"]: r["lesion"] for r in csv.DictReader(file, delimiter="\t")}
+    result = {}
+    for kind in sorted({kinds[x] for x in s.subjects}):
+        rows = np.flatnonzero([kinds[x] == kind for x in s.subjects])
+        result[kind] = metrics.pooled_max_dice(score[rows], s.lesion[rows], s.brain[rows])[0]
+    return result
+
+
+def measure(score, threshold: float, sick: LabelledSlices, healthy_score, healthy: LabelledSlices | None) -> dict:
+    result = metrics.evaluate(
+        score, sick.lesion, brain=sick.brain, subjects=sick.subjects, threshold=threshold, spacing=sick.spacing
+    )
+    if healthy is not None:
+        found = ((healthy_score >= threshold) & healthy.brain).flatten(1).sum(1).numpy()
+        share = [found[healthy.subjects == x].sum() / healthy.brain[healthy.subjects == x].sum() for x in set(healthy.subjects)]
+        result["healthy"] = {"subjects": len(share), "marked_share_of_brain": float(np.mean(share))}
+    return result
+
+
+def examples(score: torch.Tensor, threshold: float, s: LabelledSlices, path: Path, columns: int = 6) -> None:
+    """A picture of slices whose lesion covers 1 % of the brain or more: the worst above, the best below, of many subjects."""
+    rows = np.flatnonzero(np.isin(metrics.lesion_size(s.lesion, s.brain), ("medium", "large")))
+    dice = {i: metrics.dice_at(score[[i]], s.lesion[[i]], threshold, s.brain[[i]])["pooled"] for i in rows}
+    of = {x: sorted((i for i in rows if s.subjects[i] == x), key=dice.get) for x in dict.fromkeys(s.subjects[rows])}
+    turns = -(-columns // max(1, len(of)))
+    worst = sorted((i for order in of.values() for i in order[:turns]), key=dice.get)[:columns]
+    best = sorted((i for order in of.values() for i in order[::-1][:turns]), key=dice.get)[-columns:]
+    shown = [*worst, *best]
+    titles = [f"Dice {dice[i]:.2f}" for i in shown]
+    figure = slice_grid(s.image[shown], titles, len(worst), overlay=score[shown], truth=s.lesion[shown])
+    figure.savefig(path, dpi=80, bbox_inches="tight")
+
+
+def row(name: str, setting: str, r: dict) -> str:
+    sizes = " / ".join(
+        f"{v['pooled_max_dice']:.2f}" if v.get("pooled_max_dice") is not None else "-" for v in r["by_size"].values()
+    )
+    low, high = r.get("pooled_max_dice_interval", (float("nan"),) * 2)
+    at, healthy = r["dice_at_validation_threshold"]["pooled"], r.get("healthy")
+    alarm = f"{100 * healthy['marked_share_of_brain']:.2f} %" if healthy else "-"
+    auroc = "-" if r["auroc"] is None else f"{r['auroc']:.3f}"
+    return (
+        f"| {name}{f' ({setting})' if setting else ''} | {r['pooled_max_dice']:.3f} [{low:.2f}, {high:.2f}] "
+        f"| {r['per_lesion_image_max_dice']:.3f} | {at:.3f} | {r['ap']:.3f} | {auroc} | {sizes} | {alarm} |"
+    )
+
+
+HEAD = (
+    "| method | max Dice, pooled | per lesion slice | Dice at validation threshold | AP | AUROC "
+    "| pooled: small / medium / large | of healthy brains marked |\n" + "|---" * 8 + "|"
+)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--contrast", choices=TEST, required=True)
+    p.add_argument("--weights", required=True)
+    p.add_argument("--baselines", type=Path, help="folder of train_baselines.py; without it, only what needs no training")
+    p.add_argument("--data", type=Path, default=Path("work/quality"), help="where the sets are, or are made")
+    p.add_argument("--out", type=Path, default=Path("results/quality"))
+    p.add_argument("--validation-every", type=int, default=2, help="choose on one of n validation subjects")
+    p.add_argument("--settle", action="store_true", help="choose MAD-AD's mask threshold too, in place of the weights' own")
+    p.add_argument("--only", nargs="*", help="only these methods, as they are named in the tables")
+    p.add_argument("--validation-only", action="store_true", help="leave the test sets alone")
+    args = p.parse_args()
+    pipe = MadAdPipeline.from_pretrained(args.weights)
+    usable = [n for n in VALIDATION[args.contrast] + TEST[args.contrast] if n.startswith("cohort") or real_data()]
+    folders = {name: build(name, args.data) for name in dict.fromkeys(usable)}
+
+    def validation(name):
+        sick, _ = patients_only(load_split(folders[name], "val"))
+        pairs = np.arange(len(order := list(dict.fromkeys(sick.subjects)))) // 2  # kinds of lesion alternate
+        return sick.take(np.flatnonzero(np.isin(sick.subjects, np.array(order)[pairs % args.validation_every == 0])))
+
+    val = joined([validation(n) for n in VALIDATION[args.contrast] if n in folders])
+    source = Path(args.weights) if Path(args.weights).exists() else WEIGHTS / args.weights
+    chosen, lines = {}, [f"## {args.contrast}: validation, {len(set(val.subjects))} subjects", "", HEAD]
+    methods = candidates(source, args.baselines, args.settle, args.data / "maps")
+    methods = {k: v for k, v in methods.items() if not args.only or k in args.only}
+    for name, settings in tqdm(methods.items(), desc="choosing"):
+        best = None
+        for setting, method in settings.items():
+            score = method(pipe, val.image, val.brain, val.subjects)
+            dice, threshold = metrics.pooled_max_dice(score, val.lesion, val.brain)
+            lines.append(row(name, setting, measure(score, threshold, val, None, None)))
+            tqdm.write(lines[-1])
+            if best is None or dice > best[0]:
+                best = dice, setting, threshold, method
+        chosen[name] = best
+    settings = {k: {"validation": v[0], "setting": v[1], "threshold": v[2]} for k, v in chosen.items()}
+    report = {"weights": args.weights, "validation_every": args.validation_every, "chosen": settings, "test": {}}
+    for name in [] if args.validation_only else [n for n in TEST[args.contrast] if n in folders]:
+        sick, healthy = patients_only(load_split(folders[name], "test"))
+        lines += ["", f"## {name}: test, {len(set(sick.subjects))} patients, {len(sick.image)} slices", "", HEAD]
+        results, scores = {}, {}
+        for method_name, (_, setting, threshold, method) in chosen.items():
+            scores[method_name] = method(pipe, sick.image, sick.brain, sick.subjects)
+            on_healthy = None if healthy is None else method(pipe, healthy.image, healthy.brain, healthy.subjects)
+            results[method_name] = measure(scores[method_name], threshold, sick, on_healthy, healthy)
+            if name.startswith("cohort"):
+                results[method_name]["by_kind"] = by_kind(args.data / "cohort", scores[method_name], sick)
+            lines.append(row(method_name, setting, results[method_name]))
+            tqdm.write(f"{name} {lines[-1]}")
+        for other in results.keys() - {"MAD-AD"} if len(set(sick.subjects)) > 1 else ():
+            interval = metrics.difference_interval(
+                "pooled_max_dice", scores["MAD-AD"], scores[other], sick.lesion, sick.subjects, brain=sick.brain
+            )
+            results[other]["mad_ad_minus_this"] = list(map(float, interval))
+        report["test"][name] = results
+        args.out.mkdir(parents=True, exist_ok=True)
+        if "MAD-AD" in scores:
+            examples(scores["MAD-AD"], chosen["MAD-AD"][2], sick, args.out / f"{name}.png")
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / f"{args.contrast}.json", report)
+    (args.out / f"{args.contrast}.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
