@@ -26,7 +26,7 @@ def start(arguments: list[str]) -> None:
 
 def measure(quick: bool = False) -> Report:
     report = Report("start")
-    times = medians(interleaved({name: partial(start, a) for name, a in STARTS.items()}, 1 if quick else 7))
+    times = medians(interleaved({name: partial(start, a) for name, a in STARTS.items()}, 1 if quick else 5))
     report.table("A new Python process that imports or runs", [{"what": k, "seconds": v} for k, v in times.items()])
     report.target("import madad_lite beyond torch", times["torch, madad_lite"] - times["torch"], "<=", 0.3, "s")
     report.target("madad --help", times["madad --help"], "<=", 1.0, "s")

@@ -1,8 +1,10 @@
-"""Train the networks of the baselines, each with the same budget: plain diffusion with two kinds of noise, denoising autoencoder.
+"""Train what MAD-AD is compared with, each with the same budget: plain diffusion with two kinds of noise, denoising autoencoder.
 
-    python benchmarks/train_baselines.py --data work/ixi work/cohort_t1 --latents work/dn_t1/latents --out work/baselines_t1
+    python benchmarks/train_baselines.py --data work/ixi work/cohort_t1 --latents work/dn_t1/latents --weights t1 \\
+        --out work/baselines_t1
 
-`--latents` are those that MAD-AD's denoiser was trained on. An interrupted run goes on where it stopped.
+`--latents` are those that MAD-AD's denoiser was trained on. MAD-AD itself is trained once more, with their budget. An
+interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -12,22 +14,34 @@ from pathlib import Path
 
 from madad_lite.baselines.dae import train_dae
 from madad_lite.baselines.ddpm import train_ddpm
-from madad_lite.recipes import TrainingConfig
+from madad_lite.pipeline import MadAdPipeline
+from madad_lite.recipes import RECIPES, TrainingConfig, configured
+from madad_lite.training import train_denoiser
+
+NETWORKS = ("gaussian", "dae", "mad_ad", "fractal")
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", nargs="+", required=True)
-    p.add_argument("--latents", required=True)
-    p.add_argument("--out", required=True)
-    p.add_argument("--steps", type=int, default=3000)
-    p.add_argument("--only", nargs="*", choices=("gaussian", "fractal", "dae"), default=["gaussian", "dae", "fractal"])
+    p.add_argument("--latents", type=Path, required=True)
+    p.add_argument("--weights", required=True, help="where the latents' autoencoder is")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--steps", type=int, default=1500)
+    p.add_argument("--only", nargs="*", choices=NETWORKS, default=NETWORKS)
     args = p.parse_args()
-    config = TrainingConfig(steps=args.steps, batch_size=16, validate_every=250, checkpoint_every=250)
+    budget = dict(steps=args.steps, batch_size=16, validate_every=250, checkpoint_every=250)
+    config = TrainingConfig(**budget)
     for name in args.only:
-        out = Path(args.out) / name
+        out = args.out / name
         if name == "dae":
             train_dae(args.data, out, config, resume=True)
+        elif name == "mad_ad":
+            out.mkdir(parents=True, exist_ok=True)
+            if not (out / "latents").exists():
+                (out / "latents").symlink_to(args.latents.resolve())
+            autoencoder = MadAdPipeline.from_pretrained(args.weights).autoencoder
+            train_denoiser(args.data, autoencoder, out, configured(RECIPES["lite"].denoiser, **budget, variants=5), resume=True)
         else:
             train_ddpm(args.latents, out, config, noise=name, resume=True)
 

@@ -8,11 +8,7 @@ memory are counted in narrow bins of their scores instead.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 THRESHOLDS = np.linspace(0, 1, 201)  # of the Dice with one threshold for all slices, as in the authors' code
 BINS = 2048  # quantiles of the lesion's and of all scores; the bootstrap does not tell voxels apart between two of them
@@ -65,47 +61,34 @@ class Voxels:
         if not truth.any():
             raise ValueError(NO_LESION)
         every = score[brain]
+        every.sort()  # in place: there may be a hundred million
         self.total = len(every)
         self.values, self.lesion = np.unique(score[truth], return_counts=True)  # (K,) ascending; lesion voxels at each
-        parts = [part for part in np.array_split(every, os.cpu_count() or 1) if len(part)]
-        with ThreadPoolExecutor() as pool:
-            found, above, lower = zip(*pool.map(self._count, parts))
-        self.found, self.above = sum(found), sum(above)  # (K,) voxels with this score or more, and with more
-        lower = np.maximum.reduce(lower)
-        self.lower = np.where(np.isfinite(lower), lower, self.values)  # (K,) the next lower score, if there is one
-
-    def _count(self, part: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Of some of the voxels: how many have each score or more, how many more, the next lower score."""
-        part.sort()  # in place: there may be a hundred million; without Python's lock, so that parts are sorted in parallel
-        found, above = at_or_above(part, self.values), len(part) - np.searchsorted(part, self.values, side="right")
-        return found, above, np.where(found < len(part), part[np.maximum(len(part) - found - 1, 0)], -np.inf)
+        self.hits = self.lesion[::-1].cumsum()[::-1]  # (K,) lesion voxels with this score or more
+        self.found = at_or_above(every, self.values)  # (K,) voxels with this score or more
+        self.above = len(every) - np.searchsorted(every, self.values, side="right")  # (K,) with more
+        next_lower = every[np.maximum(self.total - self.found - 1, 0)]
+        self.lower = np.where(self.found < self.total, next_lower, self.values)  # (K,)
 
     def max_dice(self) -> tuple[float, float]:
         """(best Dice over all thresholds, threshold)."""
-        hits = self.lesion[::-1].cumsum()[::-1]
-        values = dice(hits, self.found, hits[0])
+        values = dice(self.hits, self.found, self.hits[0])
         best = int(values.argmax())
         # halfway to the next lower score: ">" and ">=" agree there, and neither side is favoured on other data
         return float(values[best]), (float(self.lower[best]) + float(self.values[best])) / 2
 
-    def _grouped(self) -> dict[str, np.ndarray]:
-        """The voxels in 3 K + 1 weighted groups: lesion and healthy at each lesion score, healthy in between."""
-        k = np.arange(len(self.values))
-        tied = self.found - self.above - self.lesion  # healthy voxels with exactly this score
-        between = np.append(self.total, self.above) - np.append(self.found, 0)  # below the first, ..., above the last
-        weight = np.concatenate([self.lesion, tied, between]).astype(float)
-        rank = np.concatenate([2 * k + 1, 2 * k + 1, 2 * np.arange(len(k) + 1)])
-        label = np.repeat([1, 0], [len(k), 2 * len(k) + 1])
-        some = weight > 0
-        return {"y_true": label[some], "y_score": rank[some], "sample_weight": weight[some]}
-
     def average_precision(self) -> float:
-        return float(average_precision_score(**self._grouped()))
+        """Sum over thresholds of (recall gained) x precision, as scikit-learn defines it."""
+        return float((self.lesion * (self.hits / self.found)).sum() / self.hits[0])
 
     def auroc(self) -> float:
-        if self.lesion.sum() == self.total:
+        """The share of all pairs of a lesion and a healthy voxel in which the lesion scores higher; ties count half."""
+        healthy = self.total - self.hits[0]
+        if not healthy:
             raise ValueError("no healthy voxel inside the brain: the AUROC means nothing there")
-        return float(roc_auc_score(**self._grouped()))
+        tied = self.found - self.above - self.lesion  # (K,) healthy voxels with exactly this score
+        beaten = healthy - (self.found - self.hits) + tied / 2
+        return float((self.lesion * (beaten / healthy)).sum() / self.hits[0])
 
 
 class Histogram:
@@ -136,6 +119,7 @@ class Histogram:
         result = object.__new__(Voxels)
         result.total, result.lesion, result.found = int(found[0]), self.lesion[some], found[some]
         result.values = result.lower = np.append(np.float32(0), edges)[some]
+        result.hits = result.lesion[::-1].cumsum()[::-1]
         result.above = result.found - self.every[some]
         return result
 
@@ -147,16 +131,12 @@ class Images:
         thresholds = np.asarray(thresholds, dtype=float)
         self.hits, self.found = np.zeros((2, len(score), len(thresholds)))  # (N, T)
         self.lesion, self.own = truth.sum((1, 2)), np.full(len(score), np.nan)  # (N,); own: NaN without lesion
-
-        def count(i: int) -> None:
+        for i in range(len(score)):
             every, lesion = score[i][brain[i]], score[i][truth[i]]
             every.sort(), lesion.sort()
             self.found[i], self.hits[i] = at_or_above(every, thresholds), at_or_above(lesion, thresholds)
             if len(lesion):
                 self.own[i] = dice(at_or_above(lesion, lesion), at_or_above(every, lesion), len(lesion)).max()
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(count, range(len(score))))
         self.dice = dice(self.hits, self.found, self.lesion[:, None])  # (N, T)
 
     def also_at(self, threshold: float, score, truth, brain) -> Images:
