@@ -27,6 +27,7 @@ from madad_lite.baselines import BASELINES
 from madad_lite.baselines.dae import DenoisingAutoencoder
 from madad_lite.baselines.ddpm import Diffusion
 from madad_lite.evaluation import LabelledSlices, load_split
+from madad_lite.model import Denoiser
 from madad_lite.pipeline import WEIGHTS, MadAdPipeline
 from madad_lite.plotting import slice_grid
 from madad_lite.runs import write_json
@@ -37,9 +38,13 @@ Method = Callable[[MadAdPipeline, torch.Tensor, torch.Tensor, np.ndarray], torch
 THROUGH = 1.2  # slices, how far neighbouring slices' maps are smoothed where that is tried
 
 
-def mad_ad(*, alone: bool = False, **options) -> Method:
+def mad_ad(*, alone: bool = False, denoiser: Denoiser | None = None, **options) -> Method:
+    """`denoiser`: another one than that of the weights."""
+
     def run(pipe, images, brain, subjects):
         volumes = None if alone else subjects
+        if denoiser is not None:
+            pipe = MadAdPipeline.from_pretrained(pipe.name_or_path, denoiser=denoiser)
         run = dict(brain=brain, volumes=volumes, generator=torch.Generator().manual_seed(0), progress=False)
         return pipe(images, **run, **options).anomaly_map
 
@@ -91,26 +96,29 @@ def candidates(weights: Path, baselines: Path | None, settle: bool, kept: Path) 
         "sweep": {"": mad_ad(mode="sweep")},
         "sweep and heal": {"": mad_ad(mode="combined")},
     }
-    plain = {"intensity": {"": BASELINES["intensity"]}, "autoencoder": {"": BASELINES["reconstruction"]}}
-    trained: dict[str, dict[str, Method]] = {}
+    found = {n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()} for n, settings in own.items()}
+
+    def add(name: str, used: list[Path], settings: dict[str, Method]) -> None:
+        found[name] = {}
+        for setting, method in settings.items():
+            raw = keeping(kept, used, baseline(method), f"{name} {setting}")
+            found[name] |= {setting: raw, f"{setting}, smoothed through".strip(", "): smoothed(raw)}
+
+    add("intensity", [weights], {"": BASELINES["intensity"]})
+    add("autoencoder", [weights], {"": BASELINES["reconstruction"]})
     if baselines is not None:
+        name, folder = "MAD-AD, the baselines' budget", baselines / "mad_ad" / "best"
+        method = mad_ad(denoiser=Denoiser.from_pretrained(folder))
+        found[name] = {"": keeping(kept, [weights, folder], method, name)}
         folder = baselines / "dae" / "best"
-        trained["DAE"] = {f"sigma {s:g}": DenoisingAutoencoder.load(folder, sigma=s) for s in (1.0, 2.0)}
+        add("DAE", [weights, folder], {f"sigma {s:g}": DenoisingAutoencoder.load(folder, sigma=s) for s in (1.0, 2.0)})
         for name, method, noise in (
             ("AnoDDPM, Gaussian", "anoddpm", "gaussian"), ("AnoDDPM, fractal", "anoddpm", "fractal"),
             ("AutoDDPM", "autoddpm", "gaussian"), ("THOR", "thor", "gaussian"),
         ):  # fmt: skip
             folder = baselines / noise / "best"
-            trained[name] = {
-                f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (200, 350)
-            }
-    found = {n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()} for n, settings in own.items()}
-    for used, methods in (([weights], plain), ([weights, baselines], trained)):
-        for name, settings in methods.items():
-            found[name] = {}
-            for setting, method in settings.items():
-                raw = keeping(kept, used, baseline(method), f"{name} {setting}")
-                found[name] |= {setting: raw, f"{setting}, smoothed through".strip(", "): smoothed(raw)}
+            starts = {f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (200, 350)}
+            add(name, [weights, folder], starts)
     return found
 
 

@@ -1,5 +1,7 @@
 """The pipeline: shipped weights on a scan and on slices, saved and loaded, repeatable, whatever the batch size."""
 
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -72,6 +74,15 @@ def test_same_seed_same_map_whatever_the_batch_size(pipe, slices):
     assert torch.equal(
         *(pipe(slices[0], brain=slices[1], eta=0.0, progress=False).anomaly_map for _ in range(2))
     )  # no randomness at all
+
+
+def test_the_batch_fits_the_free_memory(pipe, slices, monkeypatch):
+    many = torch.zeros(1000, *slices[0].shape[1:])
+    batches = []
+    for free in (2**40, 2**28, 2**26, 0):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        batches.append(pipe._fitting_batch(many))
+    assert batches[0] <= 256 and batches == sorted(set(batches), reverse=True) and batches[-1] == 1
 
 
 def test_scores_and_steps(pipe, slices):
