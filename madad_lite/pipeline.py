@@ -258,7 +258,7 @@ class MadAdPipeline(DiffusionPipeline):
         return ReverseResult(expected, 1 - (-difference).exp(), difference >= 0, torch.stack([z0, expected]), last)
 
     def _fitting_batch(self, images: torch.Tensor) -> int:
-        """Slices whose widest layer, a dozen times over, fits in half of the free memory; on a CPU in 1 GiB: more is no faster."""
+        """Slices whose widest layer, a dozen times over, fits in half of the free memory; on a CPU in 1 GiB at most."""
         width = self.autoencoder.config.block_out_channels[0] / latent.folding(self.autoencoder) ** 2
         one = images[0].numel() * width * 4 * 12  # bytes
         on_gpu = self.device.type == "cuda"
