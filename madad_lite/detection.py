@@ -16,6 +16,7 @@ from madad_lite.runs import writing
 from madad_lite.volumes import ScanError, save_nifti
 
 ENDINGS = {"healed": "_healed.nii.gz", "report": "_report.png", "anomaly": "_anomaly.nii.gz"}
+MASKS = ("mask", "seg", "lesion", "label")  # a file of a folder whose name ends so is no scan
 
 
 def scan_name(path: str | Path) -> str:
@@ -30,10 +31,12 @@ def outputs(scan: str | Path, out: str | Path) -> dict[str, Path]:
 
 
 def scans_in(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are given; of a folder all .nii and .nii.gz in it, sorted, but for what an earlier run has written."""
+    """Files as they are given; of a folder all .nii and .nii.gz in it, sorted, but for masks and what an earlier run wrote."""
 
     def is_scan(name: str) -> bool:
-        return name.endswith((".nii", ".nii.gz")) and not name.startswith(".") and not name.endswith(tuple(ENDINGS.values()))
+        stem = name.partition(".nii")[0]
+        left_out = name.startswith(".") or stem.lower().endswith(MASKS) or name.endswith(tuple(ENDINGS.values()))
+        return name.endswith((".nii", ".nii.gz")) and not left_out
 
     found: list[Path] = []
     for path in map(Path, paths):

@@ -170,7 +170,8 @@ def test_a_full_disk_names_the_file_and_leaves_no_half_results(scans, model, who
 
 
 def test_scans_of_a_folder(tmp_path):
-    for name in ("b.nii", "a.nii.gz", "sub/c.nii.gz", "a_anomaly.nii.gz", "a_healed.nii.gz", ".part-a.nii.gz", "a_report.png"):
+    others = ("a_anomaly.nii.gz", "a_healed.nii.gz", ".part-a.nii.gz", "a_report.png", "a_brain_mask.nii.gz", "b_Seg.nii")
+    for name in ("b.nii", "a.nii.gz", "sub/c.nii.gz", *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [str(p.relative_to(tmp_path)) for p in detection.scans_in([tmp_path])] == ["a.nii.gz", "b.nii", "sub/c.nii.gz"]

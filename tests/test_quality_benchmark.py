@@ -1,0 +1,85 @@
+"""The quality benchmark: disjoint subjects, maps that are kept, and pages that show what was measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import quality  # noqa: E402
+import quality_page  # noqa: E402
+import sets  # noqa: E402
+
+from madad_lite.evaluation import LabelledSlices  # noqa: E402
+
+
+def test_subjects_for_training_choosing_and_testing_are_disjoint():
+    train, val, test = (set(sets.SPLITS["ixi"][k]) for k in ("train", "val", "test"))
+    assert train and val and test
+    assert not (train & val or train & test or val & test)
+
+
+def test_maps_are_kept_for_the_same_weights_and_slices_only(tmp_path):
+    weights, calls = tmp_path / "weights", []
+    weights.mkdir()
+    (weights / "config.json").write_text("{}")
+
+    def method(pipe, images, brain, subjects):
+        calls.append(len(images))
+        return images / 2
+
+    def run(label="method", n=4):
+        kept = quality.keeping(tmp_path / "maps", [weights], method, label)
+        return kept(None, torch.ones(n, 1, 8, 8), None, np.array(["a"] * n))
+
+    assert torch.equal(run(), run()) and calls == [4]
+    run(label="another"), run(n=3)
+    assert calls == [4, 4, 3]
+    (weights / "config.json").write_text('{"gamma": 0.1}')
+    run()
+    assert calls == [4, 4, 3, 4]
+
+
+def test_smoothing_goes_through_the_slices_of_a_subject_and_stays_in_the_brain():
+    score = torch.zeros(6, 1, 4, 4)
+    score[2] = 1
+    brain = torch.ones(6, 1, 4, 4, dtype=torch.bool)
+    brain[1, 0, 0, 0] = False
+    run = quality.smoothed(lambda pipe, images, brain, subjects: score.clone())
+    result = run(None, None, brain, np.array(["a"] * 3 + ["b"] * 3))
+    assert 0 < result[1, 0, 1, 1] < result[2, 0, 1, 1] < 1
+    assert result[1, 0, 0, 0] == 0 and not result[3:].any()
+
+
+def test_patients_and_others_are_told_apart_by_their_lesions():
+    lesion = torch.zeros(4, 1, 4, 4, dtype=torch.bool)
+    lesion[1, 0, 0] = True
+    brain = torch.ones_like(lesion)
+    slices = LabelledSlices(torch.zeros(4, 1, 4, 4), brain, lesion, np.array(["sick", "sick", "well", "well"]), 2.0)
+    sick, well = quality.patients_only(slices)
+    assert set(sick.subjects) == {"sick"} and len(sick.image) == 2 and set(well.subjects) == {"well"}
+
+
+def test_the_summary_marks_the_highest_and_what_cannot_be_told_apart():
+    own, other, near = (
+        {"pooled_max_dice": 0.75},
+        {"pooled_max_dice": 0.8, "mad_ad_minus_this": [-0.1, -0.02]},
+        {"pooled_max_dice": 0.7, "mad_ad_minus_this": [-0.01, 0.1]},
+    )
+    table = quality_page.summary({"ms_t1": {"MAD-AD": own, "far": other, "near": near}, "cohort_t1": {"MAD-AD": own}})
+    rows = {cells[1].strip(): [c.strip() for c in cells[2:4]] for cells in (line.split("|") for line in table.splitlines()[2:])}
+    assert rows == {"MAD-AD": ["**0.750**", "0.750"], "far": ["-", "**0.800**"], "near": ["-", "0.700 ≈"]}
+
+
+@pytest.mark.parametrize("page", ["README.md", "notebooks/05_evaluation.ipynb"])
+def test_pages_show_the_benchmarks_table(page):
+    table = (ROOT / "benchmarks" / "QUALITY.md").read_text().split("\n|", 1)[1].split("\n\n")[0]
+    text = (ROOT / page).read_text()
+    if page.endswith("ipynb"):
+        text = "".join(line for cell in json.loads(text)["cells"] for line in cell["source"])
+    assert "|" + table in text
