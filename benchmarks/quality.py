@@ -2,10 +2,11 @@
 
     MADAD_REAL_DATA=SCANS python benchmarks/quality.py --contrast t1 --weights t1 --baselines work/baselines_t1
 
-Everything that can be chosen (thresholds, sigma, the mask threshold, how far a baseline noises) is chosen for each method on
-the validation sets of its contrast; test sets are looked at once, with what was chosen. See sets.py for the sets and splits.json
-for the subjects. Writes results/quality/CONTRAST.json, CONTRAST.md and a picture of each set. Without MADAD_REAL_DATA only the
-simulated cohort runs. Maps are kept beside the sets: what was interrupted goes on.
+Thresholds, and for each of the other methods how far it noises and how its map is smoothed in the slice and through the slices,
+are chosen on the validation sets of the contrast (MAD-AD's settings were, with its weights; --settle looks at its mask threshold
+again); test sets are looked at once, with what was chosen. See sets.py for the sets and splits.json for the subjects. Writes
+results/quality/CONTRAST.json, CONTRAST.md and a picture of each set. Without MADAD_REAL_DATA only the simulated cohort runs. Maps
+are kept beside the sets, so that what was interrupted goes on: delete DATA/maps after a change of the code.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from madad_lite.runs import write_json
 
 VALIDATION = {"t1": ("cohort_t1", "ixi_t1"), "flair": ("cohort_flair", "ixi_flair")}
 TEST = {"t1": ("cohort_t1", "ixi_t1", "ms_t1"), "flair": ("cohort_flair", "glioma_flair", "ms_flair")}
+ENOUGH = 6  # patients; of fewer the bootstrap's intervals exclude 0 far too often
 Method = Callable[[MadAdPipeline, torch.Tensor, torch.Tensor, np.ndarray], torch.Tensor]
-THROUGH = 1.2  # slices, how far neighbouring slices' maps are smoothed where that is tried
+SMOOTHING = (("", 0, 0), ("sigma 1.5", 1.5, 0), ("through 1.2", 0, 1.2), ("sigma 1.5, through 1.2", 1.5, 1.2))  # pixels, slices
 
 
 def mad_ad(*, alone: bool = False, denoiser: Denoiser | None = None, **options) -> Method:
@@ -55,14 +57,15 @@ def baseline(method: Callable) -> Method:
     return lambda pipe, images, brain, subjects: method(pipe, images, brain)
 
 
-def smoothed(method: Method) -> Method:
-    """With maps smoothed through the slices of a volume, so that baselines get the same help as MAD-AD."""
+def smoothed(method: Method, sigma: float, through: float) -> Method:
+    """With its maps smoothed: sigma in pixels, through in slices, so that baselines get the same help as MAD-AD."""
 
     def run(pipe, images, brain, subjects):
         score = method(pipe, images, brain, subjects)
         for subject in np.unique(subjects):
             rows = np.flatnonzero(subjects == subject)
-            score[rows] = torch.from_numpy(ndimage.gaussian_filter1d(score[rows].numpy(), THROUGH, axis=0, mode="constant"))
+            volume = ndimage.gaussian_filter(score[rows, 0].numpy(), (through, sigma, sigma), mode="constant")
+            score[rows, 0] = torch.from_numpy(volume)
         return torch.where(brain, score, 0.0)
 
     return run
@@ -74,7 +77,7 @@ def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Me
     state = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
     def run(pipe, images, brain, subjects):
-        which = hashlib.sha256(f"{label} {sorted(set(subjects))} {len(images)}".encode()).hexdigest()[:16]
+        which = hashlib.sha256(label.encode() + images.numpy().tobytes() + brain.numpy().tobytes()).hexdigest()[:16]
         path = folder / f"{state}-{which}.npy"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -102,22 +105,23 @@ def candidates(weights: Path, baselines: Path | None, settle: bool, kept: Path) 
         found[name] = {}
         for setting, method in settings.items():
             raw = keeping(kept, used, baseline(method), f"{name} {setting}")
-            found[name] |= {setting: raw, f"{setting}, smoothed through".strip(", "): smoothed(raw)}
+            for label, sigma, through in SMOOTHING:
+                found[name][", ".join(x for x in (setting, label) if x)] = smoothed(raw, sigma, through)
 
     add("intensity", [weights], {"": BASELINES["intensity"]})
-    add("autoencoder", [weights], {"": BASELINES["reconstruction"]})
+    add("reconstruction error", [weights], {"": BASELINES["reconstruction"]})
     if baselines is not None:
         name, folder = "MAD-AD, the baselines' budget", baselines / "mad_ad" / "best"
         method = mad_ad(denoiser=Denoiser.from_pretrained(folder))
         found[name] = {"": keeping(kept, [weights, folder], method, name)}
         folder = baselines / "dae" / "best"
-        add("DAE", [weights, folder], {f"sigma {s:g}": DenoisingAutoencoder.load(folder, sigma=s) for s in (1.0, 2.0)})
+        add("DAE", [weights, folder], {f"median {k}" if k else "": DenoisingAutoencoder.load(folder, median=k) for k in (0, 5)})
         for name, method, noise in (
             ("AnoDDPM, Gaussian", "anoddpm", "gaussian"), ("AnoDDPM, fractal", "anoddpm", "fractal"),
             ("AutoDDPM", "autoddpm", "gaussian"), ("THOR", "thor", "gaussian"),
         ):  # fmt: skip
             folder = baselines / noise / "best"
-            starts = {f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (200, 350)}
+            starts = {f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (390, 640)}
             add(name, [weights, folder], starts)
     return found
 
@@ -240,7 +244,8 @@ def main() -> None:
                 results[method_name]["by_kind"] = by_kind(args.data / "cohort", scores[method_name], sick)
             lines.append(row(method_name, setting, results[method_name]))
             tqdm.write(f"{name} {lines[-1]}")
-        for other in results.keys() - {"MAD-AD"} if len(set(sick.subjects)) > 1 else ():
+        enough = len(set(sick.subjects)) >= ENOUGH and "MAD-AD" in scores
+        for other in results.keys() - {"MAD-AD"} if enough else ():
             interval = metrics.difference_interval(
                 "pooled_max_dice", scores["MAD-AD"], scores[other], sick.lesion, sick.subjects, brain=sick.brain
             )

@@ -24,8 +24,8 @@ python benchmarks/quality_page.py                # this page
 ```
 
 Pooled max Dice on the test sets. **Bold**: the highest. ≈: not clearly another than MAD-AD's, the 95 % interval of the difference
-over subjects contains 0. Settings and thresholds of every method are chosen on validation subjects (`splits.json`). "The
-baselines' budget": MAD-AD trained for as many steps as they were.
+over subjects contains 0; of sets with less than six patients nothing is said. Settings and thresholds of every method are chosen
+on validation subjects (`splits.json`). "The baselines' budget": MAD-AD trained for as many steps as they were.
 """
 
 
@@ -56,7 +56,8 @@ def differences(test: dict[str, dict]) -> str:
             for m, r in results.items()
             if "mad_ad_minus_this" in r
         ]
-        lines.append(f"- {SETS[s]}: {'; '.join(parts)}.")
+        if parts:
+            lines.append(f"- {SETS[s]}: {'; '.join(parts)}.")
     return "\n".join(lines)
 
 

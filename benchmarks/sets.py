@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -40,9 +41,13 @@ def real_data() -> Path | None:
 def build(name: str, root: Path) -> Path:
     """The prepared folder of a set."""
     out = root / name
-    if (out / "manifest.json").exists() and Manifest.load(out, unfinished=True).complete:
-        return out
     kind, _, contrast = name.partition("_")
+    if (out / "manifest.json").exists():
+        manifest = Manifest.load(out, unfinished=True)
+        if manifest.complete and manifest.contrast == contrast:
+            return out
+        if manifest.contrast != contrast:  # painting was interrupted
+            shutil.rmtree(out)
     if kind == "cohort":
         if not (root / "cohort" / "participants.tsv").exists():
             write_cohort(root / "cohort", contrasts=("t1", "flair"), **COHORT)

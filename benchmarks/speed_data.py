@@ -23,6 +23,7 @@ BATCH = 32
 def repeated_latents(folder: Path, slices: int) -> Path:
     """A latent cache of so many random latents of 4 x 24 x 24."""
     folder.mkdir()
+    (folder / "latents.json").write_text('{"variants": 1}')
     rng = np.random.default_rng(0)
     some = rng.standard_normal((500, 4, 24, 24)).astype(np.float16)
     for name, values in {"mean": some, "std": np.abs(some), "brain": some[:, :1] > 0}.items():

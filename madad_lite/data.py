@@ -215,6 +215,9 @@ def prepare_folder(
         shutil.rmtree(leftover)
     tasks = [(scan, folder, grid, register) for scan in usable if _prepared(scan, folder) is None]
     if tasks:
+        if manifest.complete:  # until it fits the files again
+            manifest.complete = False
+            manifest.save()
         results = _in_parallel(tasks, workers)
         bar = tqdm(results, desc=f"preparing {contrast}", total=len(tasks), unit="scan", disable=not progress)
         skipped += sorted(result for result in bar if result)

@@ -103,17 +103,19 @@ def _finished(scan: Path, out: str | Path) -> bool:
 
 
 def _write(output: MadAdOutput, scan: Path, out: str | Path) -> None:
-    """Each file whole or not at all, the anomaly map last: where it is, all three are of the same run."""
+    """All three are there before one takes the place of an earlier run's; where an anomaly map is, they are of the same run."""
     from madad_lite.plotting import scan_report
 
     files = outputs(scan, out)
-    part = files["report"].with_name(f".part-{files['report'].name}")
+    parts = {k: f.with_name(f".part-{f.name}") for k, f in files.items()}
     with writing(files["anomaly"]):
         try:
+            save_nifti(output.to_nifti("healed"), parts["healed"], force=True)
+            scan_report(output, scan_name(scan)).savefig(parts["report"], format="png")
+            save_nifti(output.to_nifti("anomaly_map"), parts["anomaly"], force=True)
             files["anomaly"].unlink(missing_ok=True)
-            save_nifti(output.to_nifti("healed"), files["healed"], force=True)
-            scan_report(output, scan_name(scan)).savefig(part, format="png")
-            part.replace(files["report"])
-            save_nifti(output.to_nifti("anomaly_map"), files["anomaly"])
+            for k, part in parts.items():
+                part.replace(files[k])
         finally:
-            part.unlink(missing_ok=True)
+            for part in parts.values():
+                part.unlink(missing_ok=True)

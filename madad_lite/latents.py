@@ -41,6 +41,8 @@ class LatentDataset(Dataset):
     def __init__(self, folder: str | Path, split: str):
         files = {k: Path(folder) / f"{split}-{k}.npy" for k in ("mean", "std", "brain", "corrupted", "changed")}
         self.arrays = {k: np.load(f, mmap_mode="r") for k, f in files.items() if f.exists()}
+        # of the training split, every slice is there so many times
+        self.variants = json.loads((Path(folder) / "latents.json").read_text())["variants"] if split == "train" else 1
 
     def __len__(self) -> int:
         return len(self.arrays["mean"])
@@ -48,6 +50,11 @@ class LatentDataset(Dataset):
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         item = {k: torch.from_numpy(np.array(a[i])) for k, a in self.arrays.items()}
         return {k: v.float() if v.is_floating_point() else v for k, v in item.items()}
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Of its weights: another one for other weights."""
+    return hashlib.sha256(b"".join(p.detach().cpu().float().numpy().tobytes() for p in model.parameters())).hexdigest()
 
 
 @torch.no_grad()
@@ -70,9 +77,8 @@ def encode_latents(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     splits = {s: SliceDataset(data, s, lesion_free=True) for s in ("train", "val")}
-    weights = hashlib.sha256(b"".join(p.cpu().float().numpy().tobytes() for p in autoencoder.parameters())).hexdigest()
     described = {
-        "autoencoder": weights, "scans": {s: list(d.scan_ids) for s, d in splits.items()},
+        "autoencoder": fingerprint(autoencoder), "scans": {s: list(d.scan_ids) for s, d in splits.items()},
         "slices": {s: len(d) for s, d in splits.items()}, "variants": config.variants, "augmentation": config.augmentation,
         "corrupted": config.corruption_share > 0, "brain": [config.brain_fraction, config.brain_block], "seed": config.seed,
     }  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -41,10 +42,10 @@ def processes() -> PartialState:
 
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
-    processes()
+    AcceleratorState._reset_state()  # an earlier training of this process may have had another precision
     precision = config.mixed_precision
     if precision == "auto":
-        cuda = torch.cuda.is_available()
+        cuda = processes().device.type == "cuda"
         precision = ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16") if cuda else "no"
     return Accelerator(mixed_precision=precision, step_scheduler_with_optimizer=False)
 
@@ -96,7 +97,8 @@ def train_model(
     run = Run(out, config, resume=resume, is_main=main, inputs=inputs)
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     run.begin()
-    per_epoch = len(dataset) // batch_size
+    # of cached variants a pass over the slices sees one each
+    per_epoch = len(dataset) // getattr(dataset, "variants", 1) // batch_size
     steps = config.steps if config.epochs is None else round(config.epochs * per_epoch)
     warmup = config.warmup_steps if config.warmup_epochs is None else round(config.warmup_epochs * per_epoch)
     torch.manual_seed(config.seed)
@@ -160,7 +162,7 @@ def train_model(
             if step % 10 == 0 or step == 1 or validated:  # reading a loss waits for the device: not at every step
                 shown = {k: v.item() for k, v in accelerator.reduce(losses, "sum").items()}
                 if not math.isfinite(shown["loss"]):
-                    raise FloatingPointError(f"{out}: the loss is {shown['loss']} at step {step}; try a lower learning rate")
+                    raise RunError(f"{out}: the loss is {shown['loss']} at step {step}; try a lower learning rate")
                 bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items()})
                 line = {
                     "step": step,

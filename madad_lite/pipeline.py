@@ -133,15 +133,16 @@ class MadAdPipeline(DiffusionPipeline):
         return prepare_volume(scan, grid=grid, **options)
 
     @torch.no_grad()
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Slices (N, 1, H, W) -> latents (N, C, h, w), the posterior's mode."""
-        return latent.encode(self.autoencoder, images.to(self.device)).cpu()
+    def encode(self, images: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """Slices (N, 1, H, W) -> latents (N, C, h, w), the posterior's mode. batch_size: slices at once; None: as many as fit."""
+        batches = images.split(batch_size or self._fitting_batch(images.shape[-1]))
+        return torch.cat([latent.encode(self.autoencoder, x.to(self.device)).cpu() for x in batches])
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
         """Latents (N, C, h, w) -> slices (N, 1, H, W) in [-1, 1]."""
-        parts = [latent.decode(self.autoencoder, z.to(self.device)).clamp(-1, 1).float().cpu() for z in latents.split(batch_size)]
-        return torch.cat(parts)
+        batches = latents.split(batch_size or self._fitting_batch(latents.shape[-1] * latent.downsampling(self.autoencoder)))
+        return torch.cat([latent.decode(self.autoencoder, z.to(self.device)).clamp(-1, 1).float().cpu() for z in batches])
 
     @torch.no_grad()
     def __call__(
@@ -193,7 +194,7 @@ class MadAdPipeline(DiffusionPipeline):
         sigma = self.config.neighbour_sigma / step  # in slices
         options = (mode, num_inference_steps, eta, threshold, generator, batch_size, progress)
         z0, result = self._heal(images, volumes if sigma > 0 else None, sigma, *options)
-        reconstruction, healed = self.decode(z0), self.decode(result.latent)
+        reconstruction, healed = self.decode(z0, batch_size), self.decode(result.latent, batch_size)
         reconstruction, healed = (torch.where(brain, x, -1.0) for x in (reconstruction, healed))
         size, sigma = tuple(images.shape[-2:]), self.config.sigma
         if score == "image":
@@ -214,8 +215,8 @@ class MadAdPipeline(DiffusionPipeline):
 
     def _heal(self, images, volumes, neighbour_sigma, mode, steps, eta, threshold, generator, batch_size, progress):
         """(latents, ReverseResult) of all slices, a batch at a time, or a volume at a time where its slices decide together."""
-        batch_size = batch_size or self._fitting_batch(images)
-        latents = torch.cat([self.encode(x).float() for x in images.split(batch_size)])
+        batch_size = batch_size or self._fitting_batch(images.shape[-1])
+        latents = self.encode(images, batch_size).float()
         if volumes is None:
             groups = [(rows, None) for rows in torch.arange(len(images)).split(batch_size)]
         else:
@@ -257,10 +258,10 @@ class MadAdPipeline(DiffusionPipeline):
         last = torch.tensor([self.scheduler.config.num_train_timesteps - 1])
         return ReverseResult(expected, 1 - (-difference).exp(), difference >= 0, torch.stack([z0, expected]), last)
 
-    def _fitting_batch(self, images: torch.Tensor) -> int:
-        """Slices whose widest layer, a dozen times over, fits in half of the free memory; on a CPU in 1 GiB at most."""
+    def _fitting_batch(self, size: int) -> int:
+        """How many slices' widest layer, a dozen times over, fits in half of the free memory; on a CPU in 1 GiB at most."""
         width = self.autoencoder.config.block_out_channels[0] / latent.folding(self.autoencoder) ** 2
-        one = images[0].numel() * width * 4 * 12  # bytes
+        one = size**2 * width * 4 * 12  # bytes
         on_gpu = self.device.type == "cuda"
         room = torch.cuda.mem_get_info()[0] / 2 if on_gpu else min(2**30, psutil.virtual_memory().available / 2)
         return int(min(256, max(1, room // one)))

@@ -13,17 +13,23 @@ from diffusers import AutoencoderKL
 from madad_lite import augmentation, latent
 from madad_lite.data import SliceDataset
 from madad_lite.diffusion import denoising_losses, make_scheduler, masked_forward
-from madad_lite.latents import LatentDataset, encode_latents
+from madad_lite.latents import LatentDataset, encode_latents, fingerprint
 from madad_lite.loop import processes, step_generator, train_model
 from madad_lite.masking import random_patch_mask
 from madad_lite.model import Denoiser
 from madad_lite.recipes import AutoencoderConfig, DenoiserConfig
-from madad_lite.runs import save_model
+from madad_lite.runs import Run, save_model
 
 
 def _spread(n: int, most: int) -> list[int]:
     """At most `most` of n indices, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)).tolist()
+
+
+def _described(data, train: SliceDataset) -> dict:
+    """What a resumed training must find again."""
+    folders = [data] if isinstance(data, (str, Path)) else data
+    return {"data": [str(d) for d in folders], "slices": len(train)}
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor, brain: torch.Tensor) -> float:
@@ -76,7 +82,7 @@ def train_autoencoder(
         losses = {f"val_{k}": float(np.mean([p[0][k].item() for p in parts])) for k in parts[0][0]}
         return {**losses, "val_psnr": psnr(torch.cat([p[1].cpu() for p in parts]), val_images, val_brain)}
 
-    inputs = {"data": [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)]}
+    inputs = _described(data, train)
     train_model(model, train, out, config, loss_of, validate, inputs, resume, progress, "autoencoder", draw)
     some = [train[i]["image"] for i in _spread(len(train), 256)]
     with processes().main_process_first():  # the others find it measured
@@ -118,6 +124,8 @@ def train_denoiser(
     if not isinstance(autoencoder, AutoencoderKL):
         autoencoder = AutoencoderKL.from_pretrained(autoencoder)
     autoencoder.requires_grad_(False).eval().to(processes().device if torch.cuda.is_available() else "cpu")
+    inputs = _described(data, SliceDataset(data, "train", lesion_free=True)) | {"encoder": fingerprint(autoencoder)}
+    Run(out, config, resume=resume, inputs=inputs)  # refused before the latents of the run that is there are touched
     with processes().main_process_first():  # the others find it done
         cache = encode_latents(data, autoencoder, out / "latents", config, progress=progress)
     train, held_out = LatentDataset(cache, "train"), LatentDataset(cache, "val")
@@ -169,5 +177,4 @@ def train_denoiser(
         rows = np.array([[x.item() for x in (*losses, masked)] for losses, masked in parts]).mean(0)
         return dict(zip(("val_latent", "val_mask", "val_loss", "val_masked"), rows.tolist()))
 
-    inputs = {"data": [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)]}
     return train_model(model, train, out, config, loss_of, validate, inputs, resume, progress, "denoiser", draw)

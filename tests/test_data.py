@@ -191,6 +191,23 @@ def test_bad_scans_are_skipped_with_a_reason(tmp_path):
     assert "IXI102" in [s["subject"] for s in prepare(source, out).scans()]
 
 
+def test_an_interrupted_second_preparation_is_unfinished(tmp_path, monkeypatch):
+    source, out = ixi_folder(tmp_path / "in", 2), tmp_path / "out"
+    prepare(source, out)
+    write(source / "IXI000-Guys-0700-T1.nii.gz", brain_volume(5)[0])  # changed since
+
+    def stops(*task):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "_prepare_scan", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, out)
+    monkeypatch.undo()
+    with pytest.raises(ScanError, match="was interrupted; run the same"):
+        Manifest.load(out)
+    assert prepare(source, out).complete and len(Manifest.load(out).scans()) == 2
+
+
 def test_an_unexpected_error_skips_one_scan_only(tmp_path, monkeypatch):
     prepare_volume = data.prepare_volume
 

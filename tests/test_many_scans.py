@@ -120,9 +120,9 @@ def run_killed(number: int, arguments: list[str]) -> None:
     assert p.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("number", [4, 6])
+@pytest.mark.parametrize("number", [6, 9, 10])
 def test_an_interrupted_run_is_resumed_and_nothing_is_done_twice(number, scans, model, whole, tmp_path, capsys):
-    """Killed within the three files of c.nii.gz."""
+    """Killed within c.nii.gz: before its first part is whole, and between the files of which each takes its place."""
     out = tmp_path / "out"
     run_killed(number, words(scans, out, model))
     before = {f: f.stat().st_mtime_ns for f in out.glob("a_*")}
@@ -136,7 +136,7 @@ def test_an_interrupted_run_is_resumed_and_nothing_is_done_twice(number, scans, 
 def test_what_was_being_overwritten_counts_as_unfinished(scans, model, whole, tmp_path):
     """Else a scan could be left with an anomaly map of one run beside pictures of another."""
     out = shutil.copytree(whole, tmp_path / "out")
-    run_killed(2, words(scans / "a.nii.gz", out, model, "--force", "--seed", "1"))
+    run_killed(4, words(scans / "a.nii.gz", out, model, "--force", "--seed", "1"))
     assert main(words(scans / "a.nii.gz", out, model, "--resume")) == 0
     assert content(out) == content(whole)
 
@@ -163,6 +163,9 @@ def test_a_full_disk_names_the_file_and_leaves_no_half_results(scans, model, who
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{tmp_path}/out/a_anomaly.nii.gz: cannot be written (No space left on device); make room" in said
     assert not list((tmp_path / "out").iterdir())
+    out = shutil.copytree(whole, tmp_path / "old")
+    assert main(words(scans / "a.nii.gz", out, model, "--force")) == 1
+    assert content(out) == content(whole) and len(list(out.iterdir())) == len(list(whole.iterdir()))
     (tmp_path / "file").touch()
     assert main(words(scans, tmp_path / "file" / "out", model)) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]

@@ -77,12 +77,17 @@ def test_same_seed_same_map_whatever_the_batch_size(pipe, slices):
 
 
 def test_the_batch_fits_the_free_memory(pipe, slices, monkeypatch):
-    many = torch.zeros(1000, *slices[0].shape[1:])
     batches = []
     for free in (2**40, 2**28, 2**26, 0):
         monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        batches.append(pipe._fitting_batch(many))
+        batches.append(pipe._fitting_batch(96))
     assert batches[0] <= 256 and batches == sorted(set(batches), reverse=True) and batches[-1] == 1
+    sizes = []
+    for part in ("encoder", "decoder"):
+        getattr(pipe.autoencoder, part).register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    pipe(slices[0], brain=slices[1], progress=False)
+    pipe.decode(pipe.encode(slices[0]))
+    assert set(sizes) == {1}
 
 
 def test_scores_and_steps(pipe, slices):

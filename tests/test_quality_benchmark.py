@@ -33,16 +33,17 @@ def test_maps_are_kept_for_the_same_weights_and_slices_only(tmp_path):
         calls.append(len(images))
         return images / 2
 
-    def run(label="method", n=4):
+    def run(label="method", n=4, value=1.0):
         kept = quality.keeping(tmp_path / "maps", [weights], method, label)
-        return kept(None, torch.ones(n, 1, 8, 8), None, np.array(["a"] * n))
+        images = torch.full((n, 1, 8, 8), value)
+        return kept(None, images, images > 0, np.array(["a"] * n))
 
     assert torch.equal(run(), run()) and calls == [4]
-    run(label="another"), run(n=3)
-    assert calls == [4, 4, 3]
+    run(label="another"), run(n=3), run(value=0.5)
+    assert calls == [4, 4, 3, 4]
     (weights / "config.json").write_text('{"gamma": 0.1}')
     run()
-    assert calls == [4, 4, 3, 4]
+    assert calls == [4, 4, 3, 4, 4]
 
 
 def test_smoothing_goes_through_the_slices_of_a_subject_and_stays_in_the_brain():
@@ -50,7 +51,7 @@ def test_smoothing_goes_through_the_slices_of_a_subject_and_stays_in_the_brain()
     score[2] = 1
     brain = torch.ones(6, 1, 4, 4, dtype=torch.bool)
     brain[1, 0, 0, 0] = False
-    run = quality.smoothed(lambda pipe, images, brain, subjects: score.clone())
+    run = quality.smoothed(lambda pipe, images, brain, subjects: score.clone(), 0, 1.2)
     result = run(None, None, brain, np.array(["a"] * 3 + ["b"] * 3))
     assert 0 < result[1, 0, 1, 1] < result[2, 0, 1, 1] < 1
     assert result[1, 0, 0, 0] == 0 and not result[3:].any()

@@ -9,6 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from madad_lite import latents, recipes, training
+from madad_lite.data import SliceDataset
+from madad_lite.latent import make_autoencoder
+from madad_lite.loop import _accelerator
 from madad_lite.model import Denoiser
 from madad_lite.plotting import read_log
 from madad_lite.runs import BatchOrder, RunError
@@ -92,6 +95,40 @@ def test_resuming_with_other_settings_is_refused(denoiser_run, prepared_cohort, 
         training.train_denoiser(prepared_cohort, autoencoder_run / "best", denoiser_run, config, resume=True, progress=False)
 
 
+def test_another_encoder_or_a_used_folder_is_refused_before_latents_are_touched(denoiser_run, prepared_cohort, autoencoder_run):
+    def state():
+        return {f: os.stat(denoiser_run / "latents" / f).st_mtime_ns for f in os.listdir(denoiser_run / "latents")}
+
+    before = state()
+    config = recipes.DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
+    torch.manual_seed(5)
+    for encoder, options, message in (
+        (make_autoencoder().eval(), {"config": config, "resume": True}, "was started with encoder="),
+        (autoencoder_run / "best", {"config": recipes.configured(config, variants=3)}, "holds a training run already"),
+    ):
+        with pytest.raises(RunError, match=message):
+            training.train_denoiser(prepared_cohort, encoder, denoiser_run, progress=False, **options)
+    assert state() == before
+
+
+def test_an_epoch_sees_every_slice_once_in_one_of_its_variants(prepared_cohort, autoencoder_run, tmp_path):
+    lengths = []
+    for variants in (1, 3):
+        settings = {**TINY, "epochs": 2, "variants": variants}
+        out = tmp_path / str(variants)
+        training.train_denoiser(
+            prepared_cohort, autoencoder_run / "best", out, recipes.DenoiserConfig(**settings), progress=False
+        )
+        lengths.append(read_log(out)[-1]["step"])
+    slices = len(SliceDataset(prepared_cohort, "train", lesion_free=True))
+    assert lengths == [2 * (slices // TINY["batch_size"])] * 2
+
+
+def test_trainings_of_one_process_may_differ_in_precision():
+    precisions = [_accelerator(recipes.TrainingConfig(mixed_precision=p)).mixed_precision for p in ("bf16", "no", "auto")]
+    assert precisions[:2] == ["bf16", "no"]
+
+
 def test_latents_are_encoded_once(denoiser_run, prepared_cohort, autoencoder_run):
     cache = denoiser_run / "latents"
     before = {f: os.stat(cache / f).st_mtime_ns for f in os.listdir(cache)}
@@ -110,7 +147,6 @@ def test_variants_differ_and_the_first_is_the_slice_itself(prepared_cohort, auto
     mean = np.load(cache / "train-mean.npy").astype(np.float32)
     half = len(mean) // 2
     from madad_lite import latent
-    from madad_lite.data import SliceDataset
 
     first = SliceDataset(prepared_cohort, "train", lesion_free=True)[0]["image"][None]
     with torch.no_grad():

@@ -3,7 +3,8 @@
 Smooth Gaussian noise of a low resolution (16 x 16 over the slice, bilinear, at a random offset, spread 0.2 of the range) is added
 to normal slices, and a U-Net learns to remove it. A lesion is such a coarse deviation. Score: |x_hat - x|.
 
-Simplified: the slice is folded 4 x 4 into channels, so that the U-Net works at the resolution of MAD-AD's latents, with its size.
+The score may be median-filtered over 5 x 5 pixels, as there. Simplified: the brain is not eroded; the slice is folded 4 x 4 into
+channels, so that the U-Net works at the resolution of MAD-AD's latents, with its size.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
+from scipy import ndimage
 
 from madad_lite.augmentation import AUGMENTATIONS
 from madad_lite.baselines.ddpm import make_unet
@@ -73,7 +75,8 @@ class DenoisingAutoencoder:
     """Called with (pipeline, images, brain), it gives the anomaly map."""
 
     model: UNet2DModel
-    sigma: float = 1.0
+    sigma: float = 0.7  # of the score, pixels
+    median: int = 0  # width of a median filter, pixels
 
     @classmethod
     def load(cls, folder: str | Path, **settings) -> DenoisingAutoencoder:
@@ -83,4 +86,7 @@ class DenoisingAutoencoder:
     def __call__(self, pipeline, images: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
         restored = torch.cat([restore(self.model, x) for x in images.split(64)]).clamp(-1, 1)
         restored = torch.where(brain, restored, -1.0)
-        return image_difference(restored, images, gamma=0.6, squared=False, sigma=self.sigma, brain=brain)
+        score = image_difference(restored, images, gamma=0.6, squared=False, sigma=self.sigma, brain=brain)
+        if self.median:
+            score = torch.from_numpy(ndimage.median_filter(score.numpy(), (1, 1, self.median, self.median)))
+        return torch.where(brain, score, 0.0)

@@ -4,13 +4,16 @@ One network serves all three: a plain denoising diffusion model (Ho et al. 2020)
 the noise. They differ in how a scan is noised and brought back.
 
     AnoDDPM   Wyatt et al. 2022 (CVPR workshops). Noise the scan to t < T only, then denoise; the noise may be coarse.
-    AutoDDPM  Bercea et al. 2023 (arXiv 2305.19643). What AnoDDPM changed most is a mask; inside it the healed scan, outside
-              it the scan itself are noised a little and denoised together, so that the two fit.
-    THOR      Bercea et al. 2024 (arXiv 2403.08464). On the way back: where the scan and its estimate agree, go on from the
-              scan, elsewhere from the estimate.
+    AutoDDPM  Bercea et al. 2023 (arXiv 2305.19643). What AnoDDPM changed much is a mask; inside it the healed scan, outside
+              it the scan itself are noised a little and denoised together, so that the two fit. Score: the first
+              difference times the second.
+    THOR      Bercea et al. 2024 (arXiv 2403.08464). Three times on the way back: where the scan and its estimate agree, go
+              on from the scan, elsewhere from the estimate. Score: harmonic mean of the differences seen on the way.
 
-Simplified: latents in place of images and their distance in place of LPIPS; DDIM with fewer steps in place of every step;
-AnoDDPM's simplex noise is fractal value noise with as many octaves as the latent can hold.
+Simplified: latents in place of images and their distance in place of LPIPS; ten steps of DDIM (eta = 0) in place of every
+step; AnoDDPM's simplex noise is fractal value noise with as many octaves as the latent can hold; AutoDDPM stitches in two
+passes of five steps, with a mask where latents moved by a mean square above 0.1. The schedule is the cosine one, theirs is
+linear: their t = 200, 250, 350 have the noise of 393, 481, 639 here, and AutoDDPM's 50 that of 103.
 """
 
 from __future__ import annotations
@@ -24,14 +27,14 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-from madad_lite.latents import LatentDataset
+from madad_lite.latents import CHANGED, LatentDataset
 from madad_lite.loop import step_generator, train_model
 from madad_lite.recipes import TrainingConfig
 from madad_lite.scoring import image_difference
 
 
 def make_unet(channels: int) -> UNet2DModel:
-    """The trunk of MAD-AD's nano denoiser: the same depth, widths and attention."""
+    """Like the trunk of MAD-AD's nano denoiser: depth, widths and where it attends; 2.7 M parameters as well."""
     return UNet2DModel(
         in_channels=channels, out_channels=channels, block_out_channels=(32, 64, 96), layers_per_block=2,
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
@@ -98,9 +101,9 @@ class Diffusion:
     model: UNet2DModel
     method: str = "anoddpm"  # "anoddpm", "autoddpm", "thor"
     noise: str = "gaussian"
-    start: int = 250  # t that the scan is noised to, of 1000
+    start: int = 480  # t that the scan is noised to, of 1000
     steps: int = 10  # of DDIM, from start to 0
-    sigma: float = 1.0  # of the score
+    sigma: float = 0.7  # of the differences, pixels
     seed: int = 0
 
     @classmethod
@@ -111,48 +114,64 @@ class Diffusion:
     def __call__(self, pipeline, images: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         z0 = pipeline.encode(images).float()
-        healed = torch.cat([self.heal(z, generator) for z in z0.split(64)])
-        reconstruction, healed = (torch.where(brain, pipeline.decode(z), -1.0) for z in (z0, healed))
-        return image_difference(healed, reconstruction, gamma=0.6, squared=False, sigma=self.sigma, brain=brain)
+        healed = [torch.cat(parts) for parts in zip(*(self.heal(z, generator) for z in z0.split(64)))]
+        reconstruction, *healed = (torch.where(brain, pipeline.decode(z), -1.0) for z in (z0, *healed))
+        scored = dict(gamma=0.6, squared=False, sigma=self.sigma, brain=brain)
+        maps = torch.stack([image_difference(x, reconstruction, **scored) for x in healed])
+        if self.method == "thor":
+            maps = 1 / maps.clamp_min(1e-6).reciprocal().mean(0, keepdim=True)
+        return torch.where(brain, maps.prod(0), 0.0).clamp(max=1)
 
-    def heal(self, z0: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        scheduler = make_scheduler()
+    def heal(self, z0: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
+        """The healed latents that the score looks at, the last one of the method first."""
         times = torch.linspace(self.start, 0, self.steps + 1).round().long().tolist()
         eps = NOISES[self.noise](z0.shape, generator)
-        z = scheduler.add_noise(z0, eps, torch.tensor([self.start]))
-        guide = None if self.method != "thor" else self._agreement
-        estimate = self._back(z, times, z0, guide)
-        return self._stitched(z0, estimate, generator) if self.method == "autoddpm" else estimate
+        z = make_scheduler().add_noise(z0, eps, torch.tensor([self.start]))
+        if self.method != "thor":
+            first = self._back(z, times)
+            return [first] if self.method == "anoddpm" else [self._stitched(z0, first, generator), first]
+        seen: list[torch.Tensor] = []
+        mixed_at = {times[round(share * self.steps)] for share in (0.1, 0.6, 0.8)}
 
-    def _back(self, z, times, z0, guide=None, known=None) -> torch.Tensor:
-        """DDIM from times[0] to 0. guide(z0, estimate) -> the estimate to go on from. known: (mask, eps) to hold z0 outside."""
+        def guide(t: int, estimate: torch.Tensor) -> torch.Tensor | None:
+            if t not in mixed_at:
+                return None
+            seen.append(estimate)
+            return self._agreement(z0, estimate)
+
+        return [self._back(z, times, guide, generator), *seen]
+
+    def _back(self, z, times, guide=None, generator=None, known=None) -> torch.Tensor:
+        """DDIM from times[0] to 0. guide(t, estimate): None, or a latent that is noised anew to go on from. known: (mask, z0,
+        noise), to hold z0 outside the mask."""
         abar = make_scheduler().alphas_cumprod
         for t, later in zip(times, times[1:]):
             eps = self.model(z, t).sample
             estimate = (z - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
-            if guide is not None:
-                estimate = guide(z0, estimate)
+            mixed = guide(t, estimate) if guide is not None and later > 0 else None
+            if mixed is not None:
+                estimate, eps = mixed, gaussian_noise(z.shape, generator)
             z = abar[later].sqrt() * estimate + (1 - abar[later]).sqrt() * eps if later > 0 else estimate
-            if known is not None and later > 0:
-                mask, noise = known
-                z = torch.where(mask, z, abar[later].sqrt() * z0 + (1 - abar[later]).sqrt() * noise)
-        return z if known is None else torch.where(known[0], z, z0)
+            if known is not None:
+                mask, z0, noise = known
+                z = torch.where(mask, z, abar[later].sqrt() * z0 + (1 - abar[later]).sqrt() * noise if later > 0 else z0)
+        return z
 
     @staticmethod
     def _agreement(z0, estimate) -> torch.Tensor:
-        """THOR: the temporal anomaly map in 0..1 mixes estimate and scan."""
+        """THOR: the anomaly map of this moment, in 0..1 and widened by a cell, mixes estimate and scan."""
         difference = F.avg_pool2d((estimate - z0).square().mean(1, keepdim=True).sqrt(), 3, 1, 1)
         share = (difference / difference.flatten(1).quantile(0.98, dim=1).view(-1, 1, 1, 1)).clamp(0, 1)
+        share = F.max_pool2d(share, 3, 1, 1)
         return share * estimate + (1 - share) * z0
 
-    def _stitched(self, z0, estimate, generator, *, low: int = 50, repeats: int = 2) -> torch.Tensor:
-        """AutoDDPM: the most changed cells keep the estimate, the others the scan; noised to `low` and denoised together."""
+    def _stitched(self, z0, estimate, generator, *, low: int = 103, repeats: int = 2) -> torch.Tensor:
+        """AutoDDPM: cells that changed much keep the estimate, the others the scan; noised to `low` and denoised together."""
         difference = F.avg_pool2d((estimate - z0).square().mean(1, keepdim=True), 3, 1, 1)
-        mask = difference > difference.flatten(1).quantile(0.9, dim=1).view(-1, 1, 1, 1)
-        mask = F.max_pool2d(mask.float(), 3, 1, 1).bool()
+        mask = F.max_pool2d((difference > CHANGED).float(), 3, 1, 1).bool()
         current, scheduler = torch.where(mask, estimate, z0), make_scheduler()
         for _ in range(repeats):
             noise = gaussian_noise(z0.shape, generator)
             z = scheduler.add_noise(current, noise, torch.tensor([low]))
-            current = self._back(z, torch.linspace(low, 0, 6).round().long().tolist(), z0, known=(mask, noise))
+            current = self._back(z, torch.linspace(low, 0, 6).round().long().tolist(), known=(mask, z0, noise))
         return current

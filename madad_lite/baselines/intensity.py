@@ -1,4 +1,4 @@
-"""Plain intensity: the darker (T1, T1CE) or the brighter (T2, FLAIR) a voxel, the more suspicious.
+"""Plain intensity: the darker (T1) or the brighter (T1CE, T2, FLAIR) a voxel, the more suspicious.
 
 The simplest detector there is; Meissen et al. 2022 ("Challenging current semi-supervised anomaly segmentation methods for
 brain MRI") showed that on FLAIR it beats many learnt ones.
