@@ -128,7 +128,8 @@ def candidates(weights: Path, baselines: Path | None, settle: bool, kept: Path) 
 
 def joined(sets: list[LabelledSlices]) -> LabelledSlices:
     parts = [[getattr(s, k) for s in sets] for k in ("image", "brain", "lesion")]
-    return LabelledSlices(*map(torch.cat, parts), np.concatenate([s.subjects for s in sets]), sets[0].spacing)
+    names = (np.concatenate([getattr(s, k) for s in sets]) for k in ("subjects", "scans"))
+    return LabelledSlices(*map(torch.cat, parts), *names, sets[0].spacing)
 
 
 def patients_only(s: LabelledSlices) -> tuple[LabelledSlices, LabelledSlices | None]:

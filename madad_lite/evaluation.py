@@ -23,12 +23,14 @@ class LabelledSlices:
     brain: torch.Tensor  # (N, 1, H, W) bool
     lesion: torch.Tensor  # (N, 1, H, W) bool
     subjects: np.ndarray  # (N,) the subject of each slice
+    scans: np.ndarray  # (N,) the scan; of a subject there may be several
     spacing: float  # mm, edge of a cube of a voxel's volume
 
     def take(self, rows: Sequence[int]) -> LabelledSlices:
         """Some of the slices."""
         rows = np.asarray(rows)
-        return LabelledSlices(self.image[rows], self.brain[rows], self.lesion[rows], self.subjects[rows], self.spacing)
+        arrays = (self.image, self.brain, self.lesion, self.subjects, self.scans)
+        return LabelledSlices(*(a[rows] for a in arrays), self.spacing)
 
 
 def load_split(data: str | Path | Sequence[str | Path], split: str) -> LabelledSlices:
@@ -36,9 +38,9 @@ def load_split(data: str | Path | Sequence[str | Path], split: str) -> LabelledS
     dataset = SliceDataset(data, split, lesion_free=False)
     items = [dataset[i] for i in range(len(dataset))]
     stacked = {k: torch.stack([item[k] for item in items]) for k in ("image", "brain", "lesion")}
-    subjects = np.array([dataset.subjects[item["scan"]] for item in items])
+    subjects, scans = (np.array([names[item["scan"]] for item in items]) for names in (dataset.subjects, dataset.scan_ids))
     grid = Manifest.load(data if isinstance(data, (str, Path)) else data[0]).grid
-    return LabelledSlices(**stacked, subjects=subjects, spacing=(grid.spacing**2 * grid.step) ** (1 / 3))
+    return LabelledSlices(**stacked, subjects=subjects, scans=scans, spacing=(grid.spacing**2 * grid.step) ** (1 / 3))
 
 
 def evaluate_methods(scores: dict[str, dict[str, torch.Tensor]], splits: dict[str, LabelledSlices], *, seed: int = 0) -> dict:
@@ -78,7 +80,7 @@ def evaluate_weights(
     scores: dict[str, dict[str, torch.Tensor]] = {"MAD-AD": {}, **{name: {} for name in BASELINES}}
     for split, s in splits.items():
         generator = torch.Generator().manual_seed(seed)
-        run = dict(brain=s.brain, volumes=s.subjects, generator=generator, progress=progress)
+        run = dict(brain=s.brain, volumes=s.scans, generator=generator, progress=progress)
         scores["MAD-AD"][split] = pipe(s.image, **run, **options).anomaly_map
         for name, method in BASELINES.items():
             scores[name][split] = method(pipe, s.image, s.brain)

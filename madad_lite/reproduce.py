@@ -67,7 +67,7 @@ def train_and_test(
     scores = {name: {s: method(pipe, x.image, x.brain) for s, x in splits.items()} for name, method in BASELINES.items()}
     found = {}
     for s, x in splits.items():
-        run = dict(brain=x.brain, volumes=None if only_largest else x.subjects, progress=progress)
+        run = dict(brain=x.brain, volumes=None if only_largest else x.scans, progress=progress)
         found[s] = pipe(x.image, generator=torch.Generator().manual_seed(seed), **run).anomaly_map
     results = evaluate_methods({"MAD-AD": found, **scores}, splits, seed=seed)
     pipe.register_to_config(decision_threshold=results["MAD-AD"]["threshold"])

@@ -61,7 +61,8 @@ def test_patients_and_others_are_told_apart_by_their_lesions():
     lesion = torch.zeros(4, 1, 4, 4, dtype=torch.bool)
     lesion[1, 0, 0] = True
     brain = torch.ones_like(lesion)
-    slices = LabelledSlices(torch.zeros(4, 1, 4, 4), brain, lesion, np.array(["sick", "sick", "well", "well"]), 2.0)
+    names = np.array(["sick", "sick", "well", "well"])
+    slices = LabelledSlices(torch.zeros(4, 1, 4, 4), brain, lesion, names, names, 2.0)
     sick, well = quality.patients_only(slices)
     assert set(sick.subjects) == {"sick"} and len(sick.image) == 2 and set(well.subjects) == {"well"}
 
