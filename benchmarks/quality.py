@@ -90,15 +90,15 @@ def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Me
     return run
 
 
-def candidates(weights: Path, baselines: Path | None, settle: bool, kept: Path) -> dict[str, dict[str, Method]]:
+def candidates(weights: Path, baselines: Path | None, settle: bool, sweep: bool, kept: Path) -> dict[str, dict[str, Method]]:
     """{method: {setting: how to run it}}. One setting: nothing to choose."""
     thresholds = (0.5, 0.3, 0.2, 0.1) if settle else ()
     own: dict[str, dict[str, Method]] = {
         "MAD-AD": {"": mad_ad()} | {f"mask threshold {p}": mad_ad(mask_threshold=p) for p in thresholds},
         "MAD-AD, each slice alone": {"": mad_ad(alone=True)},
-        "sweep": {"": mad_ad(mode="sweep")},
-        "sweep and heal": {"": mad_ad(mode="combined")},
     }
+    if sweep:
+        own |= {"sweep": {"": mad_ad(mode="sweep")}, "sweep and heal": {"": mad_ad(mode="combined")}}
     found = {n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()} for n, settings in own.items()}
 
     def add(name: str, used: list[Path], settings: dict[str, Method]) -> None:
@@ -204,6 +204,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path("results/quality"))
     p.add_argument("--validation-every", type=int, default=2, help="choose on one of n validation subjects")
     p.add_argument("--settle", action="store_true", help="choose MAD-AD's mask threshold too, in place of the weights' own")
+    p.add_argument("--sweep", action="store_true", help="MAD-AD's other two modes as well, which take two and six times as long")
     p.add_argument("--only", nargs="*", help="only these methods, as they are named in the tables")
     p.add_argument("--validation-only", action="store_true", help="leave the test sets alone")
     args = p.parse_args()
@@ -219,7 +220,7 @@ def main() -> None:
     val = joined([validation(n) for n in VALIDATION[args.contrast] if n in folders])
     source = Path(args.weights) if Path(args.weights).exists() else WEIGHTS / args.weights
     chosen, lines = {}, [f"## {args.contrast}: validation, {len(set(val.subjects))} subjects", "", HEAD]
-    methods = candidates(source, args.baselines, args.settle, args.data / "maps")
+    methods = candidates(source, args.baselines, args.settle, args.sweep, args.data / "maps")
     methods = {k: v for k, v in methods.items() if not args.only or k in args.only}
     for name, settings in tqdm(methods.items(), desc="choosing"):
         best = None
