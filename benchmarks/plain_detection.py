@@ -45,5 +45,7 @@ def plain_maps(pipe: MadAdPipeline, images: torch.Tensor, brain: torch.Tensor) -
         if c.weighted:
             difference = difference * torch.nn.functional.interpolate(probability, size=image.shape[-2:], mode="bilinear")
         smooth = ndimage.gaussian_filter(difference[0, 0].numpy(), c.sigma) if c.sigma > 0 else difference[0, 0].numpy()
-        maps.append(np.where(inside[0, 0].numpy(), np.clip(smooth, 0, 1), 0))
+        bright = (image if c.contrast != "t1" else -image).clamp(0, 1)[0, 0].numpy()
+        smooth = np.clip(smooth, 0, 1) * (1 + c.intensity_weight * bright) / (1 + c.intensity_weight)
+        maps.append(np.where(inside[0, 0].numpy(), smooth, 0))
     return torch.from_numpy(np.stack(maps))[:, None].float()

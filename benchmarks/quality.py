@@ -2,11 +2,12 @@
 
     MADAD_REAL_DATA=SCANS python benchmarks/quality.py --contrast t1 --weights t1 --baselines work/baselines_t1
 
-Thresholds, and for each of the other methods how far it noises and how its map is smoothed in the slice and through the slices,
-are chosen on the validation sets of the contrast (MAD-AD's settings were, with its weights; --settle looks at its mask threshold
-again); test sets are looked at once, with what was chosen. See sets.py for the sets and splits.json for the subjects. Writes
-results/quality/CONTRAST.json, CONTRAST.md and a picture of each set. Without MADAD_REAL_DATA only the simulated cohort runs. Maps
-are kept beside the sets, so that what was interrupted goes on: delete DATA/maps after a change of the code.
+Thresholds, and for each of the other methods how far it noises, how its map is smoothed in the slice and through the slices, and
+whether it is weighed by intensity where MAD-AD's is, are chosen on the validation sets of the contrast (MAD-AD's settings were,
+with its weights; --settle looks at its mask threshold again); test sets are looked at once, with what was chosen. See sets.py for
+the sets and splits.json for the subjects. Writes results/quality/CONTRAST.json, CONTRAST.md and a picture of each set. Without
+MADAD_REAL_DATA only the simulated cohort runs. Maps are kept beside the sets, so that what was interrupted goes on: delete
+DATA/maps after a change of the code.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import csv
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,9 @@ from madad_lite.evaluation import LabelledSlices, load_split
 from madad_lite.model import Denoiser
 from madad_lite.pipeline import WEIGHTS, MadAdPipeline
 from madad_lite.plotting import slice_grid
+from madad_lite.recipes import RECIPES
 from madad_lite.runs import write_json
+from madad_lite.scoring import weigh_by_intensity
 
 VALIDATION = {"t1": ("cohort_t1", "ixi_t1"), "flair": ("cohort_flair", "ixi_flair")}
 TEST = {"t1": ("cohort_t1", "ixi_t1", "ms_t1"), "flair": ("cohort_flair", "glioma_flair", "ms_flair")}
@@ -40,13 +44,13 @@ Method = Callable[[MadAdPipeline, torch.Tensor, torch.Tensor, np.ndarray], torch
 SMOOTHING = (("", 0, 0), ("sigma 1.5", 1.5, 0), ("through 1.2", 0, 1.2), ("sigma 1.5, through 1.2", 1.5, 1.2))  # pixels, slices
 
 
-def mad_ad(*, alone: bool = False, denoiser: Denoiser | None = None, **options) -> Method:
-    """`denoiser`: another one than that of the weights."""
+def mad_ad(*, alone: bool = False, changes: dict | None = None, **options) -> Method:
+    """`changes`: parts and settings of the pipeline, in place of those of the weights."""
 
     def run(pipe, images, brain, subjects):
         volumes = None if alone else subjects
-        if denoiser is not None:
-            pipe = MadAdPipeline.from_pretrained(pipe.name_or_path, denoiser=denoiser)
+        if changes:
+            pipe = MadAdPipeline.from_pretrained(pipe.name_or_path, **changes)
         run = dict(brain=brain, volumes=volumes, generator=torch.Generator().manual_seed(0), progress=False)
         return pipe(images, **run, **options).anomaly_map
 
@@ -57,8 +61,8 @@ def baseline(method: Callable) -> Method:
     return lambda pipe, images, brain, subjects: method(pipe, images, brain)
 
 
-def smoothed(method: Method, sigma: float, through: float) -> Method:
-    """With its maps smoothed: sigma in pixels, through in slices, so that baselines get the same help as MAD-AD."""
+def helped(method: Method, sigma: float, through: float, weight: float) -> Method:
+    """With its maps smoothed, sigma in pixels, through in slices, and weighed by intensity: the same help as MAD-AD gets."""
 
     def run(pipe, images, brain, subjects):
         score = method(pipe, images, brain, subjects)
@@ -66,6 +70,7 @@ def smoothed(method: Method, sigma: float, through: float) -> Method:
             rows = np.flatnonzero(subjects == subject)
             volume = ndimage.gaussian_filter(score[rows, 0].numpy(), (through, sigma, sigma), mode="constant")
             score[rows, 0] = torch.from_numpy(volume)
+        score = weigh_by_intensity(score, images, weight, contrast=pipe.config.contrast) if weight else score
         return torch.where(brain, score, 0.0)
 
     return run
@@ -90,13 +95,18 @@ def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Me
     return run
 
 
-def candidates(weights: Path, baselines: Path | None, settle: bool, sweep: bool, kept: Path) -> dict[str, dict[str, Method]]:
+def candidates(
+    pipe: MadAdPipeline, weights: Path, baselines: Path | None, settle: bool, sweep: bool, kept: Path
+) -> dict[str, dict[str, Method]]:
     """{method: {setting: how to run it}}. One setting: nothing to choose."""
     thresholds = (0.5, 0.3, 0.2, 0.1) if settle else ()
     own: dict[str, dict[str, Method]] = {
         "MAD-AD": {"": mad_ad()} | {f"mask threshold {p}": mad_ad(mask_threshold=p) for p in thresholds},
         "MAD-AD, each slice alone": {"": mad_ad(alone=True)},
     }
+    own_weight = pipe.config.intensity_weight
+    if own_weight:
+        own["MAD-AD, not weighed by intensity"] = {"": mad_ad(changes=asdict(RECIPES["lite"].detection))}  # as on T1
     if sweep:
         own |= {"sweep": {"": mad_ad(mode="sweep")}, "sweep and heal": {"": mad_ad(mode="combined")}}
     found = {n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()} for n, settings in own.items()}
@@ -104,25 +114,28 @@ def candidates(weights: Path, baselines: Path | None, settle: bool, sweep: bool,
     def add(name: str, used: list[Path], settings: dict[str, Method]) -> None:
         found[name] = {}
         for setting, method in settings.items():
-            raw = keeping(kept, used, baseline(method), f"{name} {setting}")
+            raw = keeping(kept, [encoder, *used], baseline(method), f"{name} {setting}")
             for label, sigma, through in SMOOTHING:
-                found[name][", ".join(x for x in (setting, label) if x)] = smoothed(raw, sigma, through)
+                for weight in (0, own_weight) if own_weight and name != "intensity" else (0,):
+                    labels = setting, label, f"intensity weight {weight:g}" if weight else ""
+                    found[name][", ".join(x for x in labels if x)] = helped(raw, sigma, through, weight)
 
-    add("intensity", [weights], {"": BASELINES["intensity"]})
-    add("reconstruction error", [weights], {"": BASELINES["reconstruction"]})
+    encoder = weights / "autoencoder"
+    add("intensity", [], {"": BASELINES["intensity"]})
+    add("reconstruction error", [], {"": BASELINES["reconstruction"]})
     if baselines is not None:
         name, folder = "MAD-AD, the baselines' budget", baselines / "mad_ad" / "best"
-        method = mad_ad(denoiser=Denoiser.from_pretrained(folder))
+        method = mad_ad(changes={"denoiser": Denoiser.from_pretrained(folder)})
         found[name] = {"": keeping(kept, [weights, folder], method, name)}
         folder = baselines / "dae" / "best"
-        add("DAE", [weights, folder], {f"median {k}" if k else "": DenoisingAutoencoder.load(folder, median=k) for k in (0, 5)})
+        add("DAE", [folder], {f"median {k}" if k else "": DenoisingAutoencoder.load(folder, median=k) for k in (0, 5)})
         for name, method, noise in (
             ("AnoDDPM, Gaussian", "anoddpm", "gaussian"), ("AnoDDPM, fractal", "anoddpm", "fractal"),
             ("AutoDDPM", "autoddpm", "gaussian"), ("THOR", "thor", "gaussian"),
         ):  # fmt: skip
             folder = baselines / noise / "best"
             starts = {f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (390, 640)}
-            add(name, [weights, folder], starts)
+            add(name, [folder], starts)
     return found
 
 
@@ -220,7 +233,7 @@ def main() -> None:
     val = joined([validation(n) for n in VALIDATION[args.contrast] if n in folders])
     source = Path(args.weights) if Path(args.weights).exists() else WEIGHTS / args.weights
     chosen, lines = {}, [f"## {args.contrast}: validation, {len(set(val.subjects))} subjects", "", HEAD]
-    methods = candidates(source, args.baselines, args.settle, args.sweep, args.data / "maps")
+    methods = candidates(pipe, source, args.baselines, args.settle, args.sweep, args.data / "maps")
     methods = {k: v for k, v in methods.items() if not args.only or k in args.only}
     for name, settings in tqdm(methods.items(), desc="choosing"):
         best = None

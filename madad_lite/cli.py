@@ -247,7 +247,7 @@ def parser() -> argparse.ArgumentParser:
     recipe(c)
     c.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE",
-        help="detection settings that differ: mask_threshold, eta, gamma, squared, sigma, reference; decision_threshold",
+        help="detection settings that differ, such as mask_threshold=0.3 sigma=1 intensity_weight=2; decision_threshold too",
     )  # fmt: skip
     c.add_argument("--half", action="store_true", help="store in half precision")
     c.add_argument("--force", action="store_true")

@@ -75,6 +75,7 @@ class MadAdPipeline(DiffusionPipeline):
         sigma: float = 2.0,  # score: Gaussian smoothing in pixels
         reference: str = "reconstruction",  # compare the healed slice with the decoded latent, or with the "input" (paper)
         weighted: bool = False,  # score: differences count as much as the network took the cell for noise; not in the paper
+        intensity_weight: float = 0.0,  # score: bright (on T1: dark) voxels count more, see scoring.weigh_by_intensity
         neighbour_sigma: float = 0.0,  # mm over which the slices of a volume decide together, see neighbours.py
         mode: str = "reverse",  # how the denoiser is asked, see __call__
         eta: float = 0.5,  # randomness of the reverse process; 0: none
@@ -85,8 +86,8 @@ class MadAdPipeline(DiffusionPipeline):
         self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
         self.register_to_config(
             contrast=contrast, grid=grid or Grid().to_dict(), gamma=gamma, squared=squared, sigma=sigma, weighted=weighted,
-            reference=reference, neighbour_sigma=neighbour_sigma, mode=mode, eta=eta, mask_threshold=mask_threshold,
-            decision_threshold=decision_threshold,
+            reference=reference, intensity_weight=intensity_weight, neighbour_sigma=neighbour_sigma, mode=mode, eta=eta,
+            mask_threshold=mask_threshold, decision_threshold=decision_threshold,
         )  # fmt: skip
         self.set_progress_bar_config(disable=False)
 
@@ -203,6 +204,9 @@ class MadAdPipeline(DiffusionPipeline):
                 healed, reference, gamma=self.config.gamma, squared=self.config.squared, sigma=sigma, brain=brain,
                 weight=result.mask_probability.amax(0) if self.config.weighted else None,
             )  # fmt: skip
+            anomaly_map = scoring.weigh_by_intensity(
+                anomaly_map, images, self.config.intensity_weight, contrast=self.config.contrast
+            )
         elif score == "latent":
             anomaly_map = scoring.latent_difference(result.latent, z0, size=size, sigma=sigma, brain=brain)
         else:

@@ -63,6 +63,7 @@ class DetectionConfig:
     sigma: float = 2.0  # smoothing, in pixels
     reference: str = "reconstruction"  # what the healed slice is compared with; "input": the scan itself
     weighted: bool = False  # differences count as much as the network took the cell for noise
+    intensity_weight: float = 0.0  # bright (on T1: dark) voxels count more, see scoring.weigh_by_intensity
     neighbour_sigma: float = 0.0  # mm over which neighbouring slices decide together, see neighbours.py; the paper: each alone
 
 

@@ -120,6 +120,17 @@ def test_saved_and_loaded_gives_the_same(tmp_path):
     torch.testing.assert_close(*maps)
 
 
+def test_intensity_weight_of_the_model_is_used(tmp_path):
+    torch.manual_seed(0)
+    parts = make_autoencoder("nano"), Denoiser.of_size("nano"), make_scheduler()
+    images = torch.rand(2, 1, 32, 32) * 2 - 1
+    plain, weighed = (
+        MadAdPipeline(*parts, contrast="flair", intensity_weight=w)(images, eta=0.0, progress=False).anomaly_map for w in (0, 2)
+    )
+    assert plain.max() > 0
+    torch.testing.assert_close(weighed, plain * (1 + 2 * images.clamp(0, 1)) / 3)
+
+
 def test_half_precision_folder_is_computed_in_single(pipe):
     assert pipe.denoiser.dtype == pipe.autoencoder.dtype == torch.float32
     assert pipe.denoiser.training is False and pipe.autoencoder.training is False

@@ -15,7 +15,11 @@ import quality  # noqa: E402
 import quality_page  # noqa: E402
 import sets  # noqa: E402
 
+from madad_lite.diffusion import make_scheduler  # noqa: E402
 from madad_lite.evaluation import LabelledSlices  # noqa: E402
+from madad_lite.latent import make_autoencoder  # noqa: E402
+from madad_lite.model import Denoiser  # noqa: E402
+from madad_lite.pipeline import MadAdPipeline  # noqa: E402
 
 
 def test_subjects_for_training_choosing_and_testing_are_disjoint():
@@ -51,10 +55,28 @@ def test_smoothing_goes_through_the_slices_of_a_subject_and_stays_in_the_brain()
     score[2] = 1
     brain = torch.ones(6, 1, 4, 4, dtype=torch.bool)
     brain[1, 0, 0, 0] = False
-    run = quality.smoothed(lambda pipe, images, brain, subjects: score.clone(), 0, 1.2)
+    run = quality.helped(lambda pipe, images, brain, subjects: score.clone(), 0, 1.2, 0)
     result = run(None, None, brain, np.array(["a"] * 3 + ["b"] * 3))
     assert 0 < result[1, 0, 1, 1] < result[2, 0, 1, 1] < 1
     assert result[1, 0, 0, 0] == 0 and not result[3:].any()
+
+
+def test_other_methods_are_weighed_by_intensity_where_the_weights_are(tmp_path):
+    def settings(intensity_weight):
+        pipe = MadAdPipeline(
+            make_autoencoder("nano"), Denoiser.of_size("nano"), make_scheduler(), "flair", intensity_weight=intensity_weight
+        )
+        return pipe, quality.candidates(pipe, tmp_path, None, False, False, tmp_path / "maps")
+
+    _, without = settings(0.0)
+    pipe, found = settings(2.0)
+    assert "MAD-AD, not weighed by intensity" in found and "MAD-AD, not weighed by intensity" not in without
+    assert not any("weight" in s for s in [*without["reconstruction error"], *found["intensity"]])
+    images, subjects = torch.rand(2, 1, 32, 32) * 2 - 1, np.array(["a", "a"])
+    plain, weighed = (
+        found["reconstruction error"][s](pipe, images, images > -2, subjects) for s in ("", "intensity weight 2")
+    )
+    torch.testing.assert_close(weighed, plain * (1 + 2 * images.clamp(0, 1)) / 3)
 
 
 def test_patients_and_others_are_told_apart_by_their_lesions():

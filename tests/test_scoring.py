@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from madad_lite.scoring import AUTHORS, PAPER, image_difference, latent_difference, mean_predicted_mask
+from madad_lite.scoring import AUTHORS, PAPER, image_difference, latent_difference, mean_predicted_mask, weigh_by_intensity
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,19 @@ def test_absolute_difference():
 def test_without_gamma_only_the_largest_possible_difference_is_1(squared, expected):
     score = image_difference(slices(1.0, 1.0), slices(0.0, -1.0), gamma=None, squared=squared, sigma=0)
     torch.testing.assert_close(score[:, 0, 0, 0], torch.tensor(expected))
+
+
+def test_intensity_raises_the_lesions_side_and_weakens_the_rest():
+    found, scan = slices(0.9, 0.9, 0.9, 0.9), slices(1.0, 0.25, 0.0, -1.0)
+    bright = weigh_by_intensity(found, scan, 2.0, contrast="flair")[:, 0, 0, 0]
+    torch.testing.assert_close(bright, torch.tensor([0.9, 0.45, 0.3, 0.3]))  # 0.9 (1 + 2 s) / 3
+    dark = weigh_by_intensity(found, scan, 2.0, contrast="t1")[:, 0, 0, 0]
+    torch.testing.assert_close(dark, torch.tensor([0.3, 0.3, 0.3, 0.9]))
+    assert torch.equal(weigh_by_intensity(found, scan, 0.0, contrast="flair"), found)
+    with pytest.raises(ValueError, match="not negative"):
+        weigh_by_intensity(found, scan, -1.0, contrast="flair")
+    with pytest.raises(ValueError, match="image"):
+        weigh_by_intensity(found, scan[:2], 1.0, contrast="flair")
 
 
 def test_a_weight_scales_the_clipped_difference_before_smoothing():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-BRIGHT_LESIONS = {"t1": False, "t1ce": True, "t2": True, "flair": True}
+from madad_lite.scoring import BRIGHT_LESIONS
 
 
 def intensity_threshold(pipeline, images: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
