@@ -33,7 +33,8 @@ def summary(test: dict[str, dict]) -> str:
     """test: {set: {method: result}}. Methods down, sets across."""
     sets = [s for s in SETS if s in test]
     lines = ["| method | " + " | ".join(SETS[s] for s in sets) + " |", "|---" * (len(sets) + 1) + "|"]
-    for method in dict.fromkeys(m for s in sets for m in test[s]):
+    fullest_first = sorted(sets, key=lambda s: -len(test[s]))  # so that a method of few sets keeps its place
+    for method in dict.fromkeys(m for s in fullest_first for m in test[s]):
         cells = []
         for s in sets:
             result, highest = test[s].get(method), max(r["pooled_max_dice"] for r in test[s].values())
