@@ -458,7 +458,7 @@ plotting.slice_grid(test.image[worst], columns=6, overlay=out_test.anomaly_map[w
 # - *AutoDDPM* (Bercea et al. 2023): the same, and then only what changed most is kept and sewn into the scan, with a little more noise.
 # - *THOR* (Bercea et al. 2024): on the way back, places where scan and estimate agree are pulled towards the scan.
 #
-# *The baselines' budget* is MAD-AD trained for as many steps as they were, which is fair; *MAD-AD* is what the package ships, trained six times as long. *Not weighed by intensity*: without the help that is explained below. How far to noise, how to smooth and whether to weigh was chosen for each on validation subjects.
+# *The baselines' budget* is MAD-AD trained for as many steps as they were, which is fair; *MAD-AD* is what the package ships, trained six times as long. *Not weighed by intensity*: the `flair` weights scored as the `t1` weights are, without the help that is explained below. How far to noise, how to smooth and whether to weigh was chosen for each on validation subjects.
 #
 # Pooled max Dice. **Bold**: the highest. ≈: not clearly another than MAD-AD's, the 95 % interval of the difference over subjects contains 0 (nothing is said of sets with less than six patients).
 #

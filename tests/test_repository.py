@@ -219,13 +219,21 @@ def test_importing_the_package_is_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_no_file_names_a_package_registry():
-    # in pieces, so that this file does not name them either
-    hosts = ["pypi%sorg", "pythonhosted%sorg", "download.pytorch%sorg", "registry.npmjs%sorg", "anaconda%sorg"]
-    hosts = [host % "." for host in hosts]
+HOSTS = {
+    "127.0.0.1", "arxiv.org", "biomedic.doc.ic.ac.uk", "brain-development.org", "colab.research.google.com",
+    "creativecommons.org", "example.org", "github.com", "huggingface.co", "msd-for-monai.s3-us-west-2.amazonaws.com",
+    "projects.nitrc.org", "www.synapse.org",
+}  # fmt: skip
+
+
+def test_files_name_no_other_hosts():
+    # so that no mirror or package registry, of a lock file for one, gets in
+    host = re.compile(r"\b[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:org|com|net|io|dev|edu|uk)\b|(?<=://)[a-z0-9-]+(?:\.[a-z0-9-]+)+", re.I)
     binary = {".npz", ".npy", ".gz", ".png", ".safetensors"}
     texts = {p: p.read_text(encoding="utf-8") for p in repository_files() if p.suffix not in binary}
-    assert [(str(p), host) for p, text in texts.items() for host in hosts if host in text] == []
+    named = {(str(p), found.lower()) for p, text in texts.items() for found in host.findall(text)}
+    assert {(p, found) for p, found in named if found not in HOSTS} == set()
+    assert HOSTS == {found for _, found in named}  # and none is listed that no file needs
 
 
 def test_files_of_the_package_stay_small():
