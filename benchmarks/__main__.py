@@ -1,7 +1,7 @@
 """The speed benchmarks: python -m benchmarks [training detection metrics data start] [--write]
 
-Without a name all of them run, each in a process of its own, about ten minutes on two cores. Each prints its tables and writes
-results/speed/NAME.json; --write also puts the tables into benchmarks/README.md.
+Without a name all of them run, each in a process of its own, about ten minutes on two cores. Each prints its
+tables and writes results/speed/NAME.json; --write also puts the tables into benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ def main() -> int:
     p = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     p.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(NAMES)}")
     p.add_argument("--cores", type=int, default=2, help="how many cores may be used (default: 2)")
-    p.add_argument("--quick", action="store_true", help="small sizes, one round: to see that it runs; nothing is kept")
-    p.add_argument("--compile", action="store_true", help="training: torch.compile too; that takes minutes on a CPU")
+    p.add_argument(
+        "--quick", action="store_true", help="small sizes, one round: to see that it runs; nothing is kept"
+    )
+    p.add_argument(
+        "--compile", action="store_true", help="training: torch.compile too; that takes minutes on a CPU"
+    )
     p.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
     args = p.parse_args()
     if unknown := set(args.names) - set(NAMES):
@@ -43,7 +47,9 @@ def main() -> int:
     names, code = args.names or NAMES, 0
     if len(names) == 1:
         options = {"compiled": True} if args.compile and names[0] == "training" else {}
-        importlib.import_module(f"benchmarks.speed_{names[0]}").measure(quick=args.quick, **options).publish(keep=not args.quick)
+        importlib.import_module(f"benchmarks.speed_{names[0]}").measure(quick=args.quick, **options).publish(
+            keep=not args.quick
+        )
     else:
         flags = ["--cores", str(args.cores)] + ["--quick"] * args.quick + ["--compile"] * args.compile
         for name in names:  # one goes on when another fails

@@ -1,4 +1,6 @@
-"""What the speed benchmarks share: the machine, interleaved timing, memory, and reports as Markdown and JSON."""
+"""What the speed benchmarks share: the machine, interleaved timing, memory, and reports as Markdown and
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ RESULTS = ROOT / "results" / "speed"
 
 
 def use_cores(cores: int) -> None:
-    """This process and its children see no more than so many cores. Before torch is imported: it counts them once."""
+    """This process and its children see no more than so many cores. Before torch is imported: it counts them
+    once.
+    """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     os.environ["OMP_NUM_THREADS"] = str(min(cores, os.cpu_count() or 1))
@@ -33,7 +37,8 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "diffusers", "numpy"))
     return (
-        f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores in use, {memory:.0f} GiB; {gpu()}; "
+        f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores in use, "
+        f"{memory:.0f} GiB; {gpu()}; "
         f"Python {platform.python_version()}, {versions}"
     )
 
@@ -45,7 +50,9 @@ def gpu() -> str:
 
 
 def load() -> float:
-    """How many processes want a core, averaged over a minute; that of an idle machine is near 0 before a run."""
+    """How many processes want a core, averaged over a minute; that of an idle machine is near 0 before a
+    run.
+    """
     return os.getloadavg()[0]
 
 
@@ -55,8 +62,12 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(ways: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """Seconds of every run of each way, one run of each a round, so that whatever slows the machine down hits them alike."""
+def interleaved(
+    ways: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of every run of each way, one run of each a round, so that whatever slows the machine down hits
+    them alike.
+    """
     if warm_up:
         for call in ways.values():
             call()
@@ -77,8 +88,8 @@ def _status(field: str) -> int:
 
 
 def own_memory() -> int | None:
-    """Bytes that this process holds for itself now (RssAnon): pages of memory-mapped files, which the system takes back
-    whenever it needs them, are not counted. None where the system is not Linux."""
+    """Bytes that this process holds for itself now (RssAnon): pages of memory-mapped files, which the system
+    takes back whenever it needs them, are not counted. None where the system is not Linux."""
     return _status("RssAnon") if sys.platform == "linux" else None
 
 
@@ -105,7 +116,14 @@ class Report:
 
     def __init__(self, name: str):
         self.started = time.perf_counter()
-        self.content = {"name": name, "machine": machine(), "load_before": load(), "targets": [], "tables": [], "notes": []}
+        self.content = {
+            "name": name,
+            "machine": machine(),
+            "load_before": load(),
+            "targets": [],
+            "tables": [],
+            "notes": [],
+        }
 
     def table(self, title: str, rows: list[dict]) -> None:
         self.content["tables"].append({"title": title, "rows": rows})
@@ -113,13 +131,22 @@ class Report:
     def note(self, text: str) -> None:
         self.content["notes"].append(text)
 
-    def target(self, what: str, reached: float | None, sense: str, wanted: float, unit: str = "", why_open: str = "") -> None:
+    def target(
+        self, what: str, reached: float | None, sense: str, wanted: float, unit: str = "", why_open: str = ""
+    ) -> None:
         """sense: "<=" or ">=". reached None: could not be measured here."""
         met = None if reached is None else (reached <= wanted if sense == "<=" else reached >= wanted)
         self.content["targets"].append(
-            {"what": what, "target": f"{sense} {number(wanted)} {unit}".strip(), "reached": reached, "wanted": wanted,
-             "unit": unit, "met": met, "why_open": why_open}
-        )  # fmt: skip
+            {
+                "what": what,
+                "target": f"{sense} {number(wanted)} {unit}".strip(),
+                "reached": reached,
+                "wanted": wanted,
+                "unit": unit,
+                "met": met,
+                "why_open": why_open,
+            }
+        )
 
     def publish(self, keep: bool = True) -> None:
         """Print it, and keep it as results/speed/NAME.json."""
@@ -149,18 +176,28 @@ def verdict(target: dict) -> str:
         return f"open: {target['why_open']}"
     if target["met"]:
         return "yes"
-    return f"no, off by a factor of {max(target['reached'], target['wanted']) / min(target['reached'], target['wanted']):.2f}"
+    low, high = sorted((target["reached"], target["wanted"]))
+    return f"no, off by a factor of {high / low:.2f}"
 
 
 def markdown(content: dict) -> str:
     """A benchmark's section of the page."""
-    lines = [f"## {content['name']}", "", f"`python -m benchmarks {content['name']}` ({content['seconds']:.0f} s)", ""]
+    lines = [
+        f"## {content['name']}",
+        "",
+        f"`python -m benchmarks {content['name']}` ({content['seconds']:.0f} s)",
+        "",
+    ]
     if content["targets"]:
         targets = [
-            {"target": t["what"], "wanted": t["target"],
-             "reached": "-" if t["reached"] is None else f"{number(t['reached'])} {t['unit']}".strip(), "met": verdict(t)}
+            {
+                "target": t["what"],
+                "wanted": t["target"],
+                "reached": "-" if t["reached"] is None else f"{number(t['reached'])} {t['unit']}".strip(),
+                "met": verdict(t),
+            }
             for t in content["targets"]
-        ]  # fmt: skip
+        ]
         lines += [*markdown_table(targets), ""]
     for table in content["tables"]:
         lines += [f"**{table['title']}**", "", *markdown_table(table["rows"]), ""]

@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 
 from benchmarks.plain_training import PlainAttention
-from madad_lite import latent
+from madad_lite.autoencoder import decode, encode
 from madad_lite.pipeline import MadAdPipeline
 
 
@@ -27,7 +27,7 @@ def plain_maps(pipe: MadAdPipeline, images: torch.Tensor, brain: torch.Tensor) -
     c, abar = pipe.config, pipe.scheduler.alphas_cumprod.tolist()
     maps = []
     for image, inside in zip(images[:, None], brain[:, None]):  # (1, 1, H, W) each
-        z0 = latent.encode(pipe.autoencoder, image)
+        z0 = encode(pipe.autoencoder, image)
         z, probability = z0, torch.zeros(1)
         for t in range(9, -1, -1):
             prediction, logits = pipe.denoiser(z, torch.tensor([t]))
@@ -38,13 +38,19 @@ def plain_maps(pipe: MadAdPipeline, images: torch.Tensor, brain: torch.Tensor) -
             z = torch.where(noisy > c.mask_threshold, step, z)
             probability = torch.maximum(probability, noisy)
         reconstruction, healed = (
-            torch.where(inside, latent.decode(pipe.autoencoder, x).clamp(-1, 1), -1.0) for x in (z0, z)
+            torch.where(inside, decode(pipe.autoencoder, x).clamp(-1, 1), -1.0) for x in (z0, z)
         )
         difference = (healed - (image if c.reference == "input" else reconstruction)).abs()
         difference = (difference**2 if c.squared else difference).clamp(max=c.gamma) / c.gamma
         if c.weighted:
-            difference = difference * torch.nn.functional.interpolate(probability, size=image.shape[-2:], mode="bilinear")
-        smooth = ndimage.gaussian_filter(difference[0, 0].numpy(), c.sigma) if c.sigma > 0 else difference[0, 0].numpy()
+            difference = difference * torch.nn.functional.interpolate(
+                probability, size=image.shape[-2:], mode="bilinear"
+            )
+        smooth = (
+            ndimage.gaussian_filter(difference[0, 0].numpy(), c.sigma)
+            if c.sigma > 0
+            else difference[0, 0].numpy()
+        )
         bright = (image if c.contrast != "t1" else -image).clamp(0, 1)[0, 0].numpy()
         smooth = np.clip(smooth, 0, 1) * (1 + c.intensity_weight * bright) / (1 + c.intensity_weight)
         maps.append(np.where(inside[0, 0].numpy(), smooth, 0))

@@ -1,13 +1,15 @@
 """How well each method finds lesions, on scans that it neither saw nor was tuned on.
 
-    MADAD_REAL_DATA=SCANS python benchmarks/quality.py --contrast t1 --weights t1 --baselines work/baselines_t1
+    MADAD_REAL_DATA=SCANS python benchmarks/quality.py --contrast t1 --weights t1 --baselines
+    work/baselines_t1
 
-Thresholds, and for each of the other methods how far it noises, how its map is smoothed in the slice and through the slices, and
-whether it is weighed by intensity where MAD-AD's is, are chosen on the validation sets of the contrast (MAD-AD's settings were,
-with its weights; --settle looks at its mask threshold again); test sets are looked at once, with what was chosen. See sets.py for
-the sets and splits.json for the subjects. Writes results/quality/CONTRAST.json, CONTRAST.md and a picture of each set. Without
-MADAD_REAL_DATA only the simulated cohort runs. Maps are kept beside the sets, so that what was interrupted goes on: delete
-DATA/maps after a change of the code.
+Thresholds, and for each of the other methods how far it noises, how its map is smoothed in the slice and
+through the slices, and whether it is weighed by intensity where MAD-AD's is, are chosen on the validation
+sets of the contrast (MAD-AD's settings were, with its weights; --settle looks at its mask threshold again);
+test sets are looked at once, with what was chosen. See sets.py for the sets and splits.json for the subjects.
+Writes results/quality/CONTRAST.json, CONTRAST.md and a picture of each set. Without MADAD_REAL_DATA only the
+simulated cohort runs. Maps are kept beside the sets, so that what was interrupted goes on: delete DATA/maps
+after a change of the code.
 """
 
 from __future__ import annotations
@@ -25,23 +27,28 @@ from scipy import ndimage
 from sets import build, real_data
 from tqdm import tqdm
 
-from madad_lite import metrics
-from madad_lite.baselines import BASELINES
-from madad_lite.baselines.dae import DenoisingAutoencoder
-from madad_lite.baselines.ddpm import Diffusion
-from madad_lite.evaluation import LabelledSlices, load_split
-from madad_lite.model import Denoiser
+from madad_lite.denoiser import Denoiser
+from madad_lite.evaluation import metrics
+from madad_lite.evaluation.compare import LabelledSlices, load_split
+from madad_lite.extensions.intensity_weight import weigh_by_intensity
+from madad_lite.family import BASELINES
+from madad_lite.family.dae import DenoisingAutoencoder
+from madad_lite.family.ddpm import Diffusion
+from madad_lite.files import write_json
 from madad_lite.pipeline import WEIGHTS, MadAdPipeline
 from madad_lite.plotting import slice_grid
-from madad_lite.recipes import RECIPES
-from madad_lite.runs import write_json
-from madad_lite.scoring import weigh_by_intensity
+from madad_lite.training.settings import RECIPES
 
 VALIDATION = {"t1": ("cohort_t1", "ixi_t1"), "flair": ("cohort_flair", "ixi_flair")}
 TEST = {"t1": ("cohort_t1", "ixi_t1", "ms_t1"), "flair": ("cohort_flair", "glioma_flair", "ms_flair")}
 ENOUGH = 6  # patients; of fewer the bootstrap's intervals exclude 0 far too often
 Method = Callable[[MadAdPipeline, torch.Tensor, torch.Tensor, np.ndarray], torch.Tensor]
-SMOOTHING = (("", 0, 0), ("sigma 1.5", 1.5, 0), ("through 1.2", 0, 1.2), ("sigma 1.5, through 1.2", 1.5, 1.2))  # pixels, slices
+SMOOTHING = (
+    ("", 0, 0),
+    ("sigma 1.5", 1.5, 0),
+    ("through 1.2", 0, 1.2),
+    ("sigma 1.5, through 1.2", 1.5, 1.2),
+)  # pixels, slices
 
 
 def mad_ad(*, alone: bool = False, changes: dict | None = None, **options) -> Method:
@@ -62,7 +69,9 @@ def baseline(method: Callable) -> Method:
 
 
 def helped(method: Method, sigma: float, through: float, weight: float) -> Method:
-    """With its maps smoothed, sigma in pixels, through in slices, and weighed by intensity: the same help as MAD-AD gets."""
+    """With its maps smoothed, sigma in pixels, through in slices, and weighed by intensity: the same help as
+    MAD-AD gets.
+    """
 
     def run(pipe, images, brain, subjects):
         score = method(pipe, images, brain, subjects)
@@ -82,7 +91,9 @@ def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Me
     state = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
     def run(pipe, images, brain, subjects):
-        which = hashlib.sha256(label.encode() + images.numpy().tobytes() + brain.numpy().tobytes()).hexdigest()[:16]
+        which = hashlib.sha256(
+            label.encode() + images.numpy().tobytes() + brain.numpy().tobytes()
+        ).hexdigest()[:16]
         path = folder / f"{state}-{which}.npy"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +107,7 @@ def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Me
 
 
 def candidates(
-    pipe: MadAdPipeline, weights: Path, baselines: Path | None, settle: bool, sweep: bool, kept: Path
+    pipe: MadAdPipeline, weights: Path, baselines: Path | None, settle: bool, kept: Path
 ) -> dict[str, dict[str, Method]]:
     """{method: {setting: how to run it}}. One setting: nothing to choose."""
     thresholds = (0.5, 0.3, 0.2, 0.1) if settle else ()
@@ -106,10 +117,13 @@ def candidates(
     }
     own_weight = pipe.config.intensity_weight
     if own_weight:
-        own["MAD-AD, not weighed by intensity"] = {"": mad_ad(changes=asdict(RECIPES["lite"].detection))}  # as on T1
-    if sweep:
-        own |= {"sweep": {"": mad_ad(mode="sweep")}, "sweep and heal": {"": mad_ad(mode="combined")}}
-    found = {n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()} for n, settings in own.items()}
+        own["MAD-AD, not weighed by intensity"] = {
+            "": mad_ad(changes=asdict(RECIPES["lite"].detection))
+        }  # as on T1
+    found = {
+        n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()}
+        for n, settings in own.items()
+    }
 
     def add(name: str, used: list[Path], settings: dict[str, Method]) -> None:
         found[name] = {}
@@ -128,13 +142,21 @@ def candidates(
         method = mad_ad(changes={"denoiser": Denoiser.from_pretrained(folder)})
         found[name] = {"": keeping(kept, [weights, folder], method, name)}
         folder = baselines / "dae" / "best"
-        add("DAE", [folder], {f"median {k}" if k else "": DenoisingAutoencoder.load(folder, median=k) for k in (0, 5)})
+        add(
+            "DAE",
+            [folder],
+            {f"median {k}" if k else "": DenoisingAutoencoder.load(folder, median=k) for k in (0, 5)},
+        )
         for name, method, noise in (
-            ("AnoDDPM, Gaussian", "anoddpm", "gaussian"), ("AnoDDPM, fractal", "anoddpm", "fractal"),
-            ("AutoDDPM", "autoddpm", "gaussian"), ("THOR", "thor", "gaussian"),
-        ):  # fmt: skip
+            ("AnoDDPM, Gaussian", "anoddpm", "gaussian"),
+            ("AnoDDPM, fractal", "anoddpm", "fractal"),
+            ("AutoDDPM", "autoddpm", "gaussian"),
+            ("THOR", "thor", "gaussian"),
+        ):
             folder = baselines / noise / "best"
-            starts = {f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (390, 640)}
+            starts = {
+                f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (390, 640)
+            }
             add(name, [folder], starts)
     return found
 
@@ -163,22 +185,37 @@ def by_kind(folder: Path, score: torch.Tensor, s: LabelledSlices) -> dict[str, f
     return result
 
 
-def measure(score, threshold: float, sick: LabelledSlices, healthy_score, healthy: LabelledSlices | None) -> dict:
+def measure(
+    score, threshold: float, sick: LabelledSlices, healthy_score, healthy: LabelledSlices | None
+) -> dict:
     result = metrics.evaluate(
-        score, sick.lesion, brain=sick.brain, subjects=sick.subjects, threshold=threshold, spacing=sick.spacing
+        score,
+        sick.lesion,
+        brain=sick.brain,
+        subjects=sick.subjects,
+        threshold=threshold,
+        spacing=sick.spacing,
     )
     if healthy is not None:
         found = ((healthy_score >= threshold) & healthy.brain).flatten(1).sum(1).numpy()
-        share = [found[healthy.subjects == x].sum() / healthy.brain[healthy.subjects == x].sum() for x in set(healthy.subjects)]
+        share = [
+            found[healthy.subjects == x].sum() / healthy.brain[healthy.subjects == x].sum()
+            for x in set(healthy.subjects)
+        ]
         result["healthy"] = {"subjects": len(share), "marked_share_of_brain": float(np.mean(share))}
     return result
 
 
 def examples(score: torch.Tensor, threshold: float, s: LabelledSlices, path: Path, columns: int = 6) -> None:
-    """A picture of slices whose lesion covers 1 % of the brain or more: the worst above, the best below, of many subjects."""
+    """A picture of slices whose lesion covers 1 % of the brain or more: the worst above, the best below, of
+    many subjects.
+    """
     rows = np.flatnonzero(np.isin(metrics.lesion_size(s.lesion, s.brain), ("medium", "large")))
     dice = {i: metrics.dice_at(score[[i]], s.lesion[[i]], threshold, s.brain[[i]])["pooled"] for i in rows}
-    of = {x: sorted((i for i in rows if s.subjects[i] == x), key=dice.get) for x in dict.fromkeys(s.subjects[rows])}
+    of = {
+        x: sorted((i for i in rows if s.subjects[i] == x), key=dice.get)
+        for x in dict.fromkeys(s.subjects[rows])
+    }
     turns = -(-columns // max(1, len(of)))
     worst = sorted((i for order in of.values() for i in order[:turns]), key=dice.get)[:columns]
     best = sorted((i for order in of.values() for i in order[::-1][:turns]), key=dice.get)[-columns:]
@@ -190,7 +227,8 @@ def examples(score: torch.Tensor, threshold: float, s: LabelledSlices, path: Pat
 
 def row(name: str, setting: str, r: dict) -> str:
     sizes = " / ".join(
-        f"{v['pooled_max_dice']:.2f}" if v.get("pooled_max_dice") is not None else "-" for v in r["by_size"].values()
+        f"{v['pooled_max_dice']:.2f}" if v.get("pooled_max_dice") is not None else "-"
+        for v in r["by_size"].values()
     )
     low, high = r.get("pooled_max_dice_interval", (float("nan"),) * 2)
     at, healthy = r["dice_at_validation_threshold"]["pooled"], r.get("healthy")
@@ -212,28 +250,37 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--contrast", choices=TEST, required=True)
     p.add_argument("--weights", required=True)
-    p.add_argument("--baselines", type=Path, help="folder of train_baselines.py; without it, only what needs no training")
+    p.add_argument(
+        "--baselines", type=Path, help="folder of train_baselines.py; without it, only what needs no training"
+    )
     p.add_argument("--data", type=Path, default=Path("work/quality"), help="where the sets are, or are made")
     p.add_argument("--out", type=Path, default=Path("results/quality"))
     p.add_argument("--validation-every", type=int, default=2, help="choose on one of n validation subjects")
-    p.add_argument("--settle", action="store_true", help="choose MAD-AD's mask threshold too, in place of the weights' own")
-    p.add_argument("--sweep", action="store_true", help="MAD-AD's other two modes as well, which take two and six times as long")
+    p.add_argument(
+        "--settle",
+        action="store_true",
+        help="choose MAD-AD's mask threshold too, in place of the weights' own",
+    )
     p.add_argument("--only", nargs="*", help="only these methods, as they are named in the tables")
     p.add_argument("--validation-only", action="store_true", help="leave the test sets alone")
     args = p.parse_args()
     pipe = MadAdPipeline.from_pretrained(args.weights)
-    usable = [n for n in VALIDATION[args.contrast] + TEST[args.contrast] if n.startswith("cohort") or real_data()]
+    usable = [
+        n for n in VALIDATION[args.contrast] + TEST[args.contrast] if n.startswith("cohort") or real_data()
+    ]
     folders = {name: build(name, args.data) for name in dict.fromkeys(usable)}
 
     def validation(name):
         sick, _ = patients_only(load_split(folders[name], "val"))
         pairs = np.arange(len(order := list(dict.fromkeys(sick.subjects)))) // 2  # kinds of lesion alternate
-        return sick.take(np.flatnonzero(np.isin(sick.subjects, np.array(order)[pairs % args.validation_every == 0])))
+        return sick.take(
+            np.flatnonzero(np.isin(sick.subjects, np.array(order)[pairs % args.validation_every == 0]))
+        )
 
     val = joined([validation(n) for n in VALIDATION[args.contrast] if n in folders])
     source = Path(args.weights) if Path(args.weights).exists() else WEIGHTS / args.weights
     chosen, lines = {}, [f"## {args.contrast}: validation, {len(set(val.subjects))} subjects", "", HEAD]
-    methods = candidates(pipe, source, args.baselines, args.settle, args.sweep, args.data / "maps")
+    methods = candidates(pipe, source, args.baselines, args.settle, args.data / "maps")
     methods = {k: v for k, v in methods.items() if not args.only or k in args.only}
     for name, settings in tqdm(methods.items(), desc="choosing"):
         best = None
@@ -246,14 +293,26 @@ def main() -> None:
                 best = dice, setting, threshold, method
         chosen[name] = best
     settings = {k: {"validation": v[0], "setting": v[1], "threshold": v[2]} for k, v in chosen.items()}
-    report = {"weights": args.weights, "validation_every": args.validation_every, "chosen": settings, "test": {}}
+    report = {
+        "weights": args.weights,
+        "validation_every": args.validation_every,
+        "chosen": settings,
+        "test": {},
+    }
     for name in [] if args.validation_only else [n for n in TEST[args.contrast] if n in folders]:
         sick, healthy = patients_only(load_split(folders[name], "test"))
-        lines += ["", f"## {name}: test, {len(set(sick.subjects))} patients, {len(sick.image)} slices", "", HEAD]
+        lines += [
+            "",
+            f"## {name}: test, {len(set(sick.subjects))} patients, {len(sick.image)} slices",
+            "",
+            HEAD,
+        ]
         results, scores = {}, {}
         for method_name, (_, setting, threshold, method) in chosen.items():
             scores[method_name] = method(pipe, sick.image, sick.brain, sick.subjects)
-            on_healthy = None if healthy is None else method(pipe, healthy.image, healthy.brain, healthy.subjects)
+            on_healthy = (
+                None if healthy is None else method(pipe, healthy.image, healthy.brain, healthy.subjects)
+            )
             results[method_name] = measure(scores[method_name], threshold, sick, on_healthy, healthy)
             if name.startswith("cohort"):
                 results[method_name]["by_kind"] = by_kind(args.data / "cohort", scores[method_name], sick)
@@ -262,7 +321,12 @@ def main() -> None:
         enough = len(set(sick.subjects)) >= ENOUGH and "MAD-AD" in scores
         for other in results.keys() - {"MAD-AD"} if enough else ():
             interval = metrics.difference_interval(
-                "pooled_max_dice", scores["MAD-AD"], scores[other], sick.lesion, sick.subjects, brain=sick.brain
+                "pooled_max_dice",
+                scores["MAD-AD"],
+                scores[other],
+                sick.lesion,
+                sick.subjects,
+                brain=sick.brain,
             )
             results[other]["mad_ad_minus_this"] = list(map(float, interval))
         report["test"][name] = results

@@ -1,4 +1,5 @@
-"""Put what quality.py found for both contrasts into one page, benchmarks/QUALITY.md, and print its first table.
+"""Put what quality.py found for both contrasts into one page, benchmarks/QUALITY.md, and print its first
+table.
 
 python benchmarks/quality_page.py
 """
@@ -10,10 +11,13 @@ import json
 from pathlib import Path
 
 SETS = {
-    "cohort_t1": "T1: 15 simulated patients", "ixi_t1": "T1: 14 IXI heads, simulated strokes", "ms_t1": "T1: 2 MS patients",
-    "cohort_flair": "FLAIR: 15 simulated patients", "glioma_flair": "FLAIR: 4 glioma patients",
+    "cohort_t1": "T1: 15 simulated patients",
+    "ixi_t1": "T1: 14 IXI heads, simulated strokes",
+    "ms_t1": "T1: 2 MS patients",
+    "cohort_flair": "FLAIR: 15 simulated patients",
+    "glioma_flair": "FLAIR: 4 glioma patients",
     "ms_flair": "FLAIR: 2 MS patients",
-}  # fmt: skip
+}
 INTRODUCTION = """# How well each method finds lesions
 
 ```bash
@@ -23,10 +27,11 @@ python benchmarks/quality.py --contrast flair --weights flair --baselines work/b
 python benchmarks/quality_page.py                # this page
 ```
 
-Pooled max Dice on the test sets. **Bold**: the highest. ≈: not clearly another than MAD-AD's, the 95 % interval of the difference
-over subjects contains 0; of sets with less than six patients nothing is said. Settings and thresholds of every method are chosen
-on validation subjects (`splits.json`). "The baselines' budget": MAD-AD trained for as many steps as they were.
-"Not weighed by intensity": the weights of `flair`, scored as those of `t1` are (the recipe `lite`).
+Pooled max Dice on the test sets. **Bold**: the highest. ≈: not clearly another than MAD-AD's, the 95 %
+interval of the difference over subjects contains 0; of sets with less than six patients nothing is said.
+Settings and thresholds of every method are chosen on validation subjects (`splits.json`). "The baselines'
+budget": MAD-AD trained for as many steps as they were. "Not weighed by intensity": the weights of `flair`,
+scored as those of `t1` are (the recipe `lite`).
 """
 
 
@@ -65,7 +70,9 @@ def differences(test: dict[str, dict]) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--results", type=Path, default=Path("results/quality"), help="where quality.py has written")
+    p.add_argument(
+        "--results", type=Path, default=Path("results/quality"), help="where quality.py has written"
+    )
     p.add_argument("--out", type=Path, default=Path(__file__).with_name("QUALITY.md"))
     args = p.parse_args()
     test, tables = {}, []
@@ -73,7 +80,13 @@ def main() -> None:
         test |= json.loads((args.results / f"{contrast}.json").read_text())["test"]
         tables.append((args.results / f"{contrast}.md").read_text())
     first = summary(test)
-    parts = [INTRODUCTION, first, "95 % intervals of MAD-AD's pooled max Dice minus the other's:", differences(test), *tables]
+    parts = [
+        INTRODUCTION,
+        first,
+        "95 % intervals of MAD-AD's pooled max Dice minus the other's:",
+        differences(test),
+        *tables,
+    ]
     args.out.write_text("\n\n".join(x.strip() for x in parts) + "\n")
     print(first)
 

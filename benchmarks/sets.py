@@ -1,8 +1,9 @@
-"""The test and validation sets of the quality benchmark, as prepared folders. What is there is not made again.
+"""The test and validation sets of the quality benchmark, as prepared folders. What is there is not made
+again.
 
     cohort_t1, cohort_flair   simulated patients and normal subjects; none of them was trained on (another seed)
-    ixi_t1                    IXI subjects, simulated strokes implanted in their own anatomy, and the same subjects without
-    ixi_flair                 the same subjects turned into FLAIR contrast, with simulated tumours and white-matter lesions:
+    ixi_t1                    IXI subjects with simulated strokes in their own anatomy, and the same subjects without
+    ixi_flair                 the same turned into FLAIR contrast, with simulated tumours and white-matter lesions:
                               for validation only
     glioma_flair, ms_flair, ms_t1   real patients: for test only
 
@@ -21,11 +22,11 @@ import numpy as np
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-from madad_lite.data import Manifest, prepare_folder
-from madad_lite.layouts import find_scans
-from madad_lite.phantom import implant_lesion, write_cohort
-from madad_lite.recolour import to_flair
-from madad_lite.volumes import load_volume, save_nifti
+from madad_lite.scans.find import find_scans
+from madad_lite.scans.nifti import load_volume, save_nifti
+from madad_lite.simulation.cohort import implant_lesion, write_cohort
+from madad_lite.simulation.recolour import to_flair
+from madad_lite.slices.folder import Manifest, prepare_folder
 
 SPLITS = json.loads((Path(__file__).parent / "splits.json").read_text())
 COHORT = dict(normal=8, patients=30, seed=1001)
@@ -60,13 +61,20 @@ def build(name: str, root: Path) -> Path:
     else:
         folder = {"glioma": "glioma_flair_1mm", "ms": "ms_1mm"}[kind]
         prepare_folder(
-            real_data() / folder, out, contrast=contrast, layout=kind, fractions=(0.0, 0.0, 1.0), patients_in_train=True
+            real_data() / folder,
+            out,
+            contrast=contrast,
+            layout=kind,
+            fractions=(0.0, 0.0, 1.0),
+            patients_in_train=True,
         )
     return out
 
 
 def implanted(name: str, root: Path) -> tuple[Path, dict[str, list[str]]]:
-    """Unseen IXI subjects with a simulated lesion each, in turn of every kind and from small to large; and as they are."""
+    """Unseen IXI subjects with a simulated lesion each, in turn of every kind and from small to large; and as
+    they are.
+    """
     scans = {s.subject: s for s in find_scans(real_data() / "ixi_t1_2mm", "t1", "ixi")}
     folder, rows, splits = root / f"{name}_scans", ["participant_id\tgroup"], {"train": []}
     for split in ("val", "test"):
@@ -78,14 +86,21 @@ def implanted(name: str, root: Path) -> tuple[Path, dict[str, list[str]]]:
             volume = float(np.exp(np.interp(place, [0, 1], np.log(VOLUMES_ML[kind]))))
             image = load_volume(scans[subject].image)
             brain = nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine)
-            changed, lesion = implant_lesion(image, brain, seed=1000 * (split == "test") + i, kind=kind, volume_ml=volume)
-            versions = {f"sub-{subject}": ("patient", changed, lesion), f"sub-{subject}healthy": ("normal", image, None)}
+            changed, lesion = implant_lesion(
+                image, brain, seed=1000 * (split == "test") + i, kind=kind, volume_ml=volume
+            )
+            versions = {
+                f"sub-{subject}": ("patient", changed, lesion),
+                f"sub-{subject}healthy": ("normal", image, None),
+            }
             for person, (group, scan, mask) in versions.items():
                 rows.append(f"{person}\t{group}")
                 splits[split].append(person)
                 anat = folder / person / "anat"
                 anat.mkdir(parents=True, exist_ok=True)
-                files = {"T1w": scan, "desc-brain_mask": brain} | ({} if mask is None else {"label-lesion_mask": mask})
+                files = {"T1w": scan, "desc-brain_mask": brain} | (
+                    {} if mask is None else {"label-lesion_mask": mask}
+                )
                 for ending, volume_ in files.items():
                     save_nifti(volume_, anat / f"{person}_{ending}.nii.gz", force=True)
     (folder / "participants.tsv").write_text("\n".join(rows) + "\n")
@@ -102,7 +117,10 @@ def paint_flair(folder: Path) -> None:
         if scan["lesion"]:
             mask = np.asarray(manifest.array(scan, "lesion")).astype(np.float32)
             soft = np.clip(ndimage.gaussian_filter(mask, (0.5, 0.6, 0.6)) * mask * 1.5, 0, 1)
-            level = rng.uniform(0.35, 0.8) + 0.08 * ndimage.gaussian_filter(rng.standard_normal(mask.shape), 1.5) * 6
+            level = (
+                rng.uniform(0.35, 0.8)
+                + 0.08 * ndimage.gaussian_filter(rng.standard_normal(mask.shape), 1.5) * 6
+            )
             new = np.where(brain, np.clip(new * (1 - soft) + soft * level, -1, 1), -1)
         np.save(folder / "scans" / scan["scan_id"] / "image.npy", new.astype(np.float16))
     content = manifest.to_dict()

@@ -1,4 +1,6 @@
-"""One whole scan, file to files, with the shipped t1 weights: stage by stage, as scans grow, and against a plain loop."""
+"""One whole scan, file to files, with the shipped t1 weights: stage by stage, as scans grow, and against a
+plain loop.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.measuring import Report, in_new_process, interleaved, medians, peak_memory
+from madad_lite.detection.many_scans import detect, outputs
 
 SPACINGS = (4.0, 2.0, 1.0, 0.5)  # mm: every scan has eight times the voxels of the one before
 CODE = "import sys; from benchmarks.speed_detection import one_scan; one_scan(*sys.argv[1:])"
@@ -19,8 +22,8 @@ CODE = "import sys; from benchmarks.speed_detection import one_scan; one_scan(*s
 
 def write_scans(folder: Path, spacings: tuple[float, ...]) -> dict[float, Path]:
     """Simulated patients, stripped, tilted and moved, so that they have to be registered."""
-    from madad_lite.phantom import simulate_subject
-    from madad_lite.volumes import save_nifti
+    from madad_lite.scans.nifti import save_nifti
+    from madad_lite.simulation.cohort import simulate_subject
 
     tilt = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.15, 0.0), [12.0, -8.0, 10.0])
     paths = {}
@@ -55,7 +58,9 @@ def one_scan(scan: str, out: str) -> None:
         setattr(owner, name, wrapped)
 
     start = time.perf_counter()
-    from madad_lite import detection, pipeline, scoring, volumes
+    from madad_lite import pipeline, scoring
+    from madad_lite.detection import many_scans
+    from madad_lite.scans import prepare
 
     stages["import"] = time.perf_counter() - start
     pipe_class = pipeline.MadAdPipeline
@@ -63,16 +68,21 @@ def one_scan(scan: str, out: str) -> None:
     pipe = pipe_class.from_pretrained("t1")
     stages["load weights"] = time.perf_counter() - start
     for stage, owner, name in (
-        ("read and prepare", pipeline, "prepare_volume"), ("register", volumes, "_register"), ("encode", pipe_class, "encode"),
-        ("reverse process", pipe_class, "_heal"), ("decode", pipe_class, "decode"), ("score", scoring, "image_difference"),
-        ("return to the scan's grid", pipeline, "return_to_scan"), ("write files and report", detection, "_write"),
-    ):  # fmt: skip
+        ("read and prepare", pipeline, "prepare_volume"),
+        ("register", prepare, "_register"),
+        ("encode", pipe_class, "encode"),
+        ("reverse process", pipe_class, "_heal"),
+        ("decode", pipe_class, "decode"),
+        ("score", scoring, "image_difference"),
+        ("return to the scan's grid", pipeline, "return_to_scan"),
+        ("write files and report", many_scans, "_write"),
+    ):
         timed(stage, owner, name)
     start, before = time.perf_counter(), sum(stages.values())
-    failed = detection.detect([scan], out, weights=pipe, progress=False, force=True)
+    failed = detect([scan], out, weights=pipe, progress=False, force=True)
     assert not failed, failed
     stages["all else"] = time.perf_counter() - start - (sum(stages.values()) - before)
-    shape = nib.load(detection.outputs(scan, out)["anomaly"]).shape
+    shape = nib.load(outputs(scan, out)["anomaly"]).shape
     print(json.dumps({"stages": stages, "voxels": int(np.prod(shape)), "memory": peak_memory()}))
 
 
@@ -82,12 +92,17 @@ def against_plain(report: Report, scan: Path, slices: int, rounds: int) -> None:
     from benchmarks.plain_detection import plain_maps, with_plain_attention
     from madad_lite import MadAdPipeline
 
-    pipe, plain_pipe = MadAdPipeline.from_pretrained("t1"), with_plain_attention(MadAdPipeline.from_pretrained("t1"))
+    pipe, plain_pipe = (
+        MadAdPipeline.from_pretrained("t1"),
+        with_plain_attention(MadAdPipeline.from_pretrained("t1")),
+    )
     prepared = pipe.prepare(scan)
     middle = (len(prepared.image) - slices) // 2
-    images, brain = (torch.from_numpy(x[middle : middle + slices])[:, None] for x in (prepared.image, prepared.brain))
+    images, brain = (
+        torch.from_numpy(x[middle : middle + slices])[:, None] for x in (prepared.image, prepared.brain)
+    )
     # without `volumes` every slice is judged alone, without eta nothing is random: what the plain loop does
-    ours = partial(pipe, images, brain=brain, mode="reverse", eta=0.0, progress=False)
+    ours = partial(pipe, images, brain=brain, eta=0.0, progress=False)
     plain = partial(plain_maps, plain_pipe, images, brain)
     apart = (ours().anomaly_map - plain()).abs()
     far = (apart > 1e-3).float().mean().item()  # a cell at the very threshold may fall on either side
@@ -98,7 +113,9 @@ def against_plain(report: Report, scan: Path, slices: int, rounds: int) -> None:
         f"{slices} slices from image to anomaly map: slice by slice with plain attention, and in batches",
         [{"way": k, "seconds": t, "times as fast": times["plain"] / t} for k, t in times.items()],
     )
-    report.note(f"Plain and ours: median difference {apart.median():.0e} in the map, above 0.001 in {far:.1%} of the pixels.")
+    report.note(
+        f"Plain and ours: median difference {apart.median():.0e} in the map, above 0.001 in {far:.1%} of the pixels."
+    )
 
 
 def measure(quick: bool = False) -> Report:
@@ -112,16 +129,25 @@ def measure(quick: bool = False) -> Report:
         middle = runs[len(runs) // 2]
         total = sum(middle["stages"].values())
         rows = [{"stage": k, "seconds": v, "share, %": 100 * v / total} for k, v in middle["stages"].items()]
-        report.table(f"A scan of {main:g} mm, {middle['voxels'] / 1e6:.1f} million voxels (the median of {len(runs)} runs)", rows)
-        report.target(f"a whole scan of {main:g} mm, without imports", total - middle["stages"]["import"], "<=", 30, "s")
+        report.table(
+            f"A scan of {main:g} mm, {middle['voxels'] / 1e6:.1f} million voxels (the median of {len(runs)} runs)",
+            rows,
+        )
+        report.target(
+            f"a whole scan of {main:g} mm, without imports", total - middle["stages"]["import"], "<=", 30, "s"
+        )
         rows = []
         for spacing, scan in scans.items():
             result = middle if spacing == main else in_new_process(CODE, str(scan), str(folder / "out"))
             took = sum(result["stages"].values()) - result["stages"]["import"]
             rows.append(
-                {"scan": f"{spacing:g} mm", "million voxels": result["voxels"] / 1e6, "seconds": took,
-                 "peak memory, MB": result["memory"] / 1e6}
-            )  # fmt: skip
+                {
+                    "scan": f"{spacing:g} mm",
+                    "million voxels": result["voxels"] / 1e6,
+                    "seconds": took,
+                    "peak memory, MB": result["memory"] / 1e6,
+                }
+            )
         report.table("Scans of growing size", rows)
         against_plain(report, scans[2.0], 4 if quick else 12, 1 if quick else 3)
     return report

@@ -1,4 +1,6 @@
-"""All metrics from one pass over sorted voxels against the plain loop over 201 thresholds, and sets larger than memory."""
+"""All metrics from one pass over sorted voxels against the plain loop over 201 thresholds, and sets larger
+than memory.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,15 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.measuring import Report, interleaved, medians, seconds
-from madad_lite import metrics
+from madad_lite.evaluation import metrics
 
 SLICES, SIZE = 1000, 256
 
 
 def maps(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(score, truth) (n, 256, 256): a round lesion in every second slice, raised by chance above a smooth background."""
+    """(score, truth) (n, 256, 256): a round lesion in every second slice, raised by chance above a smooth
+    background.
+    """
     rng = np.random.default_rng(seed)
     y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE - 0.5
     score, truth = np.empty((n, SIZE, SIZE), np.float32), np.zeros((n, SIZE, SIZE), bool)
@@ -40,29 +44,37 @@ def plain_dice(score: np.ndarray, truth: np.ndarray, threshold: float, total: Ca
 
 
 def plain_metrics(score: np.ndarray, truth: np.ndarray, total: Callable = sum) -> dict[str, float]:
-    """Every slice is copied and cut anew at each of the 201 thresholds. total: Python's own sum walks through the voxels one by
-    one, as the authors' published evaluation does; numpy's does not."""
+    """Every slice is copied and cut anew at each of the 201 thresholds. total: Python's own sum walks through
+    the voxels one by one, as the authors' published evaluation does; numpy's does not."""
     per_image, pooled = [], []
     for threshold in metrics.THRESHOLDS:
         dices = []
         for s, r in zip(score, truth):
-            dices.append(plain_dice(copy.deepcopy(s.ravel()), copy.deepcopy(r.ravel().astype(np.int32)), threshold, total))
+            dices.append(
+                plain_dice(
+                    copy.deepcopy(s.ravel()), copy.deepcopy(r.ravel().astype(np.int32)), threshold, total
+                )
+            )
         per_image.append(np.mean(dices))
         found = copy.deepcopy(score) >= threshold
         pooled.append(2 * (found & truth).sum() / (found.sum() + truth.sum()))
     return {
-        "per_image_max_dice": max(per_image), "pooled_max_dice": max(pooled),
-        "ap": average_precision_score(truth.ravel(), score.ravel()), "auroc": roc_auc_score(truth.ravel(), score.ravel()),
-    }  # fmt: skip
+        "per_image_max_dice": max(per_image),
+        "pooled_max_dice": max(pooled),
+        "ap": average_precision_score(truth.ravel(), score.ravel()),
+        "auroc": roc_auc_score(truth.ravel(), score.ravel()),
+    }
 
 
 def four_metrics(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """The same four, from the package."""
     voxels = metrics.Voxels(*metrics.checked(score, truth))
     return {
-        "per_image_max_dice": metrics.per_image_max_dice(score, truth)[0], "pooled_max_dice": voxels.max_dice()[0],
-        "ap": voxels.average_precision(), "auroc": voxels.auroc(),
-    }  # fmt: skip
+        "per_image_max_dice": metrics.per_image_max_dice(score, truth)[0],
+        "pooled_max_dice": voxels.max_dice()[0],
+        "ap": voxels.average_precision(),
+        "auroc": voxels.auroc(),
+    }
 
 
 def streamed(score: np.ndarray, truth: np.ndarray, batch: int = 32, times: int = 1) -> dict:
@@ -80,7 +92,12 @@ def grown(score: np.ndarray, truth: np.ndarray, times: int) -> dict:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     every = times * score.nbytes
-    return {"slices": times * len(score), "seconds": took, "peak memory, MB": peak / 1e6, "scores alone, MB": every / 1e6}
+    return {
+        "slices": times * len(score),
+        "seconds": took,
+        "peak memory, MB": peak / 1e6,
+        "scores alone, MB": every / 1e6,
+    }
 
 
 def measure(quick: bool = False) -> Report:
@@ -111,13 +128,18 @@ def measure(quick: bool = False) -> Report:
     error = max(abs(whole[k] - approximate[k]) for k in ("pooled_max_dice", "ap", "auroc"))
     report.note(
         f"Plain and ours differ by {same:.0e} at most; the pooled max Dice of ours is exact and so "
-        f"{difference['pooled_max_dice']:.0e} higher than the best of 201 thresholds. Streamed and exact differ by {error:.0e}."
+        f"{difference['pooled_max_dice']:.0e} higher than the best of 201 thresholds. Streamed and exact "
+        f"differ by {error:.0e}."
     )
     quarter = score[: n // 4], truth[: n // 4]
     growth = [grown(*quarter, k) for k in (1, 4, 16)]
     report.table("Streamed in batches of 32, the same slices repeated", growth)
     report.target(
-        f"the four metrics of {n} slices", slowest / times["ours, the same four metrics"], ">=", 500, "times as fast"
+        f"the four metrics of {n} slices",
+        slowest / times["ours, the same four metrics"],
+        ">=",
+        500,
+        "times as fast",
     )
     report.target("streamed against exact, largest difference", error, "<=", 1e-4)
     return report

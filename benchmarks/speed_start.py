@@ -27,9 +27,15 @@ def start(arguments: list[str]) -> None:
 def measure(quick: bool = False) -> Report:
     report = Report("start")
     times = medians(interleaved({name: partial(start, a) for name, a in STARTS.items()}, 1 if quick else 5))
-    report.table("A new Python process that imports or runs", [{"what": k, "seconds": v} for k, v in times.items()])
-    report.target("import madad_lite beyond torch", times["torch, madad_lite"] - times["torch"], "<=", 0.3, "s")
+    report.table(
+        "A new Python process that imports or runs", [{"what": k, "seconds": v} for k, v in times.items()]
+    )
+    report.target(
+        "import madad_lite beyond torch", times["torch, madad_lite"] - times["torch"], "<=", 0.3, "s"
+    )
     report.target("madad --help", times["madad --help"], "<=", 1.0, "s")
     own = times["MadAdPipeline"] - times["torch, diffusers' models"]
-    report.note(f"The package loads torch and diffusers when they are first needed. Its pipeline adds {own:.2f} s to theirs.")
+    report.note(
+        f"The package loads torch and diffusers when they are first needed. Its pipeline adds {own:.2f} s to theirs."
+    )
     return report

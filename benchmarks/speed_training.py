@@ -1,4 +1,6 @@
-"""One training step: what the package does against the same mathematics written plainly (plain_training.py)."""
+"""One training step: what the package does against the same mathematics written plainly
+(plain_training.py).
+"""
 
 from __future__ import annotations
 
@@ -15,22 +17,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import Report, interleaved, medians, seconds
 from benchmarks.plain_training import PlainTraining, plain_loss, plain_masks
-from madad_lite import latent
+from madad_lite.autoencoder import downsampling, make_autoencoder
+from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import denoising_losses, make_scheduler, masked_forward
 from madad_lite.masking import random_patch_mask
-from madad_lite.model import Denoiser
 
 MASK_WEIGHT = 0.1
 
 
 def half() -> torch.dtype:
-    """The half precision of this GPU's trainings, as in loop.py; a T4 has no bfloat16."""
+    """The half precision of this GPU's trainings, as in training/loop.py; a T4 has no bfloat16."""
     real = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if real else torch.float16
 
 
 class FastTraining:
-    """The step of madad_lite/training.py and loop.py: latents from the cache, masks of a batch at once, and no waiting."""
+    """The step of madad_lite/training/denoiser.py and training/loop.py: latents from the cache, masks of a
+    batch at once, and no waiting.
+    """
 
     def __init__(self, model: Denoiser, scheduler, device: torch.device, channels_last=False, compiled=False):
         if channels_last:
@@ -46,7 +50,9 @@ class FastTraining:
         z_t = masked_forward(z0, noise, mask, t, self.scheduler).contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, half(), enabled=self.device.type == "cuda"):
             prediction, logits = self.model(z_t, t)
-        return denoising_losses(prediction.float(), logits.float(), z0, mask, mask_weight=MASK_WEIGHT)[2].mean()
+        return denoising_losses(prediction.float(), logits.float(), z0, mask, mask_weight=MASK_WEIGHT)[
+            2
+        ].mean()
 
     def step(self, mean: torch.Tensor, std: torch.Tensor, brain: torch.Tensor) -> None:
         """From the cache, on the CPU: mean, std (N, C, h, w), brain (N, 1, h, w)."""
@@ -62,14 +68,16 @@ class FastTraining:
 
 
 class Case:
-    """A denoiser, an encoder and one batch of slices. What is in them does not change the time: they are noise."""
+    """A denoiser, an encoder and one batch of slices. What is in them does not change the time: they are
+    noise.
+    """
 
     def __init__(self, size: str, encoder: str, batch: int, pixels: int, device: torch.device):
         torch.manual_seed(0)
         self.device, self.batch, self.scheduler = device, batch, make_scheduler()
-        self.autoencoder = latent.make_autoencoder(encoder).requires_grad_(False).eval().to(device)
+        self.autoencoder = make_autoencoder(encoder).requires_grad_(False).eval().to(device)
         self.images = torch.rand(batch, 1, pixels, pixels, device=device) * 2 - 1
-        side = pixels // latent.downsampling(self.autoencoder)
+        side = pixels // downsampling(self.autoencoder)
         self.mean, self.std = torch.randn(batch, 4, side, side), torch.full((batch, 4, side, side), 0.1)
         self.brain = torch.rand(batch, 1, side, side) < 0.6
         self.model = Denoiser.of_size(size).to(device)
@@ -86,12 +94,16 @@ class Case:
     def fixed_inputs(self) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(self.mean.shape, generator=generator)
-        mask = random_patch_mask(self.batch, tuple(self.mean.shape[-2:]), brain=self.brain, generator=generator)
+        mask = random_patch_mask(
+            self.batch, tuple(self.mean.shape[-2:]), brain=self.brain, generator=generator
+        )
         t = torch.randint(10, (self.batch,), generator=generator)
         return tuple(x.to(self.device) for x in (self.mean, noise, mask, t))
 
     def disagreement(self) -> tuple[float, float]:
-        """Relative differences of the two losses and of their gradients, same weights, same inputs; ask before a step is done."""
+        """Relative differences of the two losses and of their gradients, same weights, same inputs; ask
+        before a step is done.
+        """
         fast, inputs = self.fast(), self.fixed_inputs()
         losses = [plain_loss(self.plain.model, *inputs, self.scheduler, MASK_WEIGHT)[0], fast.loss(*inputs)]
         gradients = []
@@ -105,7 +117,9 @@ class Case:
         )
 
     def gflop(self) -> float:
-        """Of a step without the encoder, multiplications and additions of matrix products, convolutions and attention."""
+        """Of a step without the encoder, multiplications and additions of matrix products, convolutions and
+        attention.
+        """
         with FlopCounterMode(display=False) as counter:
             plain_loss(self.plain.model, *self.fixed_inputs(), self.scheduler, MASK_WEIGHT)[0].backward()
         self.plain.model.zero_grad()
@@ -127,13 +141,25 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 KINDS = {  # of a profiler's table: what an operation's name begins with
-    "convolutions": ("aten::mkldnn_convolution", "aten::convolution", "aten::cudnn_convolution", "aten::_slow_conv"),
+    "convolutions": (
+        "aten::mkldnn_convolution",
+        "aten::convolution",
+        "aten::cudnn_convolution",
+        "aten::_slow_conv",
+    ),
     "attention": ("aten::_scaled_dot_product", "aten::_flash", "aten::_efficient"),
     "linear layers": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
     "group norm": ("aten::native_group_norm",),
     "SiLU": ("aten::silu",),
     "copies and layout": ("aten::copy_", "aten::cat", "aten::contiguous", "aten::clone", "aten::upsample"),
-    "optimiser, averaging, clipping": ("Optimizer", "aten::_foreach", "aten::_fused", "aten::lerp", "aten::addc", "aten::sqrt"),
+    "optimiser, averaging, clipping": (
+        "Optimizer",
+        "aten::_foreach",
+        "aten::_fused",
+        "aten::lerp",
+        "aten::addc",
+        "aten::sqrt",
+    ),
 }
 
 
@@ -147,15 +173,22 @@ def profiled(step) -> list[dict]:
     total: dict[str, float] = {}
     for event in profiler.key_averages():
         kind = next((k for k, starts in KINDS.items() if event.key.startswith(starts)), "all else")
-        total[kind] = total.get(kind, 0) + (event.self_device_time_total if cuda else event.self_cpu_time_total)
+        total[kind] = total.get(kind, 0) + (
+            event.self_device_time_total if cuda else event.self_cpu_time_total
+        )
     every = sum(total.values())
-    return [{"kind": k, "share of the step, %": 100 * v / every} for k, v in sorted(total.items(), key=lambda i: -i[1])]
+    return [
+        {"kind": k, "share of the step, %": 100 * v / every}
+        for k, v in sorted(total.items(), key=lambda i: -i[1])
+    ]
 
 
 def compared(report: Report, case: Case, title: str, rounds: int, compiled: bool) -> dict[str, float]:
     """Time the ways of one case, add their table to the report; returns the medians."""
     loss, gradient = case.disagreement()
-    report.note(f"{title}: on the same inputs plain and ours differ by {loss:.1e} in the loss, {gradient:.1e} in the gradient.")
+    report.note(
+        f"{title}: on the same inputs plain and ours differ by {loss:.1e} in the loss, {gradient:.1e} in the gradient."
+    )
     if loss > (1e-2 if case.device.type == "cuda" else 1e-4):
         raise AssertionError(f"{title}: plain and ours do not compute the same, {loss}")
     variants = {"ours": {}, "ours, channels-last": {"channels_last": True}}
@@ -166,7 +199,9 @@ def compared(report: Report, case: Case, title: str, rounds: int, compiled: bool
         "plain, encoder in the step": partial(case.plain.step, case.images, case.brain),
         "plain, without its encoder": partial(case.plain.step, case.images, case.brain, z0),
     }
-    ways |= {name: partial(case.fast(**options).step, mean, std, case.brain) for name, options in variants.items()}
+    ways |= {
+        name: partial(case.fast(**options).step, mean, std, case.brain) for name, options in variants.items()
+    }
     ways = {name: partial(case.timed, step) for name, step in ways.items()}
     for name, step in ways.items():
         if "encoder in" not in name:  # the longest needs no warming up, all it does is done below
@@ -180,26 +215,47 @@ def compared(report: Report, case: Case, title: str, rounds: int, compiled: bool
     rows = []
     for name, value in times.items():
         share = None if "encoder in" in name else 100 * gflop / value / limit
-        rows.append({"step": name, "seconds": value, "times as fast": plain / value, "of the matrix rate, %": share})
-    report.table(f"{title}: {gflop:.0f} GFLOP a step beside the encoder, matrix products reach {limit:.0f} GFLOP/s", rows)
+        rows.append(
+            {"step": name, "seconds": value, "times as fast": plain / value, "of the matrix rate, %": share}
+        )
+    report.table(
+        f"{title}: {gflop:.0f} GFLOP a step beside the encoder, matrix products reach {limit:.0f} GFLOP/s",
+        rows,
+    )
     return times
 
 
 def loop_seconds(steps: int) -> float:
-    """Seconds a step of the whole of train_denoiser (lite, nano, batch 16): two lengths, so that what comes once is left out."""
-    from madad_lite.data import prepare_folder
-    from madad_lite.phantom import write_cohort
-    from madad_lite.recipes import DenoiserConfig
-    from madad_lite.training import train_denoiser
+    """Seconds a step of the whole of train_denoiser (lite, nano, batch 16): two lengths, so that what comes
+    once is left out.
+    """
+    from madad_lite.simulation.cohort import write_cohort
+    from madad_lite.slices.folder import prepare_folder
+    from madad_lite.training.denoiser import train_denoiser
+    from madad_lite.training.settings import DenoiserConfig
 
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
         cohort = write_cohort(Path(folder) / "cohort", normal=3, patients=0, spacing=4.0, progress=False)
-        prepare_folder(cohort, Path(folder) / "slices", fractions=(0.6, 0.3, 0.1), register=False, workers=1, progress=False)
-        autoencoder, often = latent.make_autoencoder("nano"), dict(validate_every=10**6, checkpoint_every=10**6)
+        prepare_folder(
+            cohort,
+            Path(folder) / "slices",
+            fractions=(0.6, 0.3, 0.1),
+            register=False,
+            workers=1,
+            progress=False,
+        )
+        autoencoder, often = make_autoencoder("nano"), dict(validate_every=10**6, checkpoint_every=10**6)
         times = []
         for n in (2, 2 + steps):
             config = DenoiserConfig(steps=n, batch_size=16, variants=1, **often)
-            run = partial(train_denoiser, Path(folder) / "slices", autoencoder, Path(folder) / f"run{n}", config, progress=False)
+            run = partial(
+                train_denoiser,
+                Path(folder) / "slices",
+                autoencoder,
+                Path(folder) / f"run{n}",
+                config,
+                progress=False,
+            )
             times.append(seconds(run))
     return (times[1] - times[0]) / steps
 
@@ -209,27 +265,54 @@ def measure(quick: bool = False, compiled: bool = False) -> Report:
     rounds = 1 if quick else 3
 
     case = Case("nano", "nano", 2 if quick else 16, 96, cpu)
-    nano = compared(report, case, f"nano, batch {case.batch}, slices of 96 x 96, nano encoder", 1 if quick else 7, compiled)
+    nano = compared(
+        report,
+        case,
+        f"nano, batch {case.batch}, slices of 96 x 96, nano encoder",
+        1 if quick else 7,
+        compiled,
+    )
     loop = loop_seconds(2 if quick else 20)
     report.note(
         f"The whole of train_denoiser (nano, batch 16; data, accelerate, log) takes {loop:.3f} s a step, the bare step "
         f"{nano['ours']:.3f} s."
     )
-    case = Case("nano" if quick else "XS", "nano" if quick else "paper", 2 if quick else 8, 64 if quick else 256, cpu)
+    case = Case(
+        "nano" if quick else "XS", "nano" if quick else "paper", 2 if quick else 8, 64 if quick else 256, cpu
+    )
     title = f"XS, batch {case.batch}, slices of 256 x 256, Stable Diffusion's encoder"
     xs = compared(report, case, title, rounds, compiled)
     encoder = xs["plain, encoder in the step"] - xs["plain, without its encoder"]
-    report.note(f"Filling the cache costs {encoder / case.batch:.1f} s a slice, once; the plain step pays it in every epoch.")
+    report.note(
+        f"Filling the cache costs {encoder / case.batch:.1f} s a slice, once; the plain step pays it in every epoch."
+    )
     step = case.fast().step
-    report.table("Where the time of our XS step goes", profiled(partial(step, case.mean, case.std, case.brain)))
+    report.table(
+        "Where the time of our XS step goes", profiled(partial(step, case.mean, case.std, case.brain))
+    )
 
     brain = torch.ones(96, 1, 32, 32, dtype=torch.bool)
-    masks = {"plain": lambda: plain_masks(brain), "ours": lambda: random_patch_mask(96, (32, 32), brain=brain)}
-    masks = medians(interleaved(masks, 5 if quick else 41))  # many: the time depends on the patches' random size
-    report.note(f"Masks of a batch of 96: {masks['plain'] * 1e3:.1f} ms one by one, {masks['ours'] * 1e3:.2f} ms all at once.")
+    masks = {
+        "plain": lambda: plain_masks(brain),
+        "ours": lambda: random_patch_mask(96, (32, 32), brain=brain),
+    }
+    masks = medians(
+        interleaved(masks, 5 if quick else 41)
+    )  # many: the time depends on the patches' random size
+    report.note(
+        f"Masks of a batch of 96: {masks['plain'] * 1e3:.1f} ms one by one, {masks['ours'] * 1e3:.2f} ms all at once."
+    )
     if not compiled:
-        report.note("torch.compile is left out: it pays after thousands of steps only (`--compile` measures it).")
-    report.target("XS step on 2 cores, encoder counted", xs["plain, encoder in the step"] / xs["ours"], ">=", 12, "times as fast")
+        report.note(
+            "torch.compile is left out: it pays after thousands of steps only (`--compile` measures it)."
+        )
+    report.target(
+        "XS step on 2 cores, encoder counted",
+        xs["plain, encoder in the step"] / xs["ours"],
+        ">=",
+        12,
+        "times as fast",
+    )
     why = "too large for this GPU" if torch.cuda.is_available() else "no GPU here"
     faster, share = on_gpu(report, compiled) if torch.cuda.is_available() and not quick else (None, None)
     report.target("L step on a GPU, batch 96", faster, ">=", 4, "times as fast", why)
@@ -238,7 +321,9 @@ def measure(quick: bool = False, compiled: bool = False) -> Report:
 
 
 def on_gpu(report: Report, compiled: bool) -> tuple[float | None, float | None]:
-    """(times as fast, share of the matrix rate in %) of the best way; the batch is halved until the plain step fits."""
+    """(times as fast, share of the matrix rate in %) of the best way; the batch is halved until the plain
+    step fits.
+    """
     for batch in (96, 48, 24, 12):
         case = None  # what did not fit makes room
         torch.cuda.empty_cache()

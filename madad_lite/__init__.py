@@ -12,7 +12,7 @@ import importlib
 __version__ = "0.1.0"
 
 # torch and diffusers take seconds to import: they are loaded when first asked for
-_WHERE = {"MadAdPipeline": "pipeline", "MadAdOutput": "pipeline", "Denoiser": "model"}
+_WHERE = {"MadAdPipeline": "pipeline", "MadAdOutput": "pipeline", "Denoiser": "denoiser"}
 
 __all__ = ["Denoiser", "MadAdOutput", "MadAdPipeline", "__version__"]
 

@@ -1,4 +1,5 @@
-"""The two equations of MAD-AD (arXiv 2502.16943, section 3): masked forward process, selective reverse process.
+"""The two equations of MAD-AD (arXiv 2502.16943, section 3): masked forward process, selective reverse
+process.
 
 | here                | paper          | meaning                                                      |
 |---------------------|----------------|--------------------------------------------------------------|
@@ -72,8 +73,8 @@ def selective_reverse(
 ) -> ReverseResult:
     """Heal a latent: at each step replace only the cells which the network takes for noise.
 
-    z_{t-1} = M-hat * DDIM(z_t, z_0-hat, t) + (1 - M-hat) * z_t, with M-hat = [probability > threshold], starting from
-    the scan's own latent without any noise added. z0: (N, C, h, w).
+    z_{t-1} = M-hat * DDIM(z_t, z_0-hat, t) + (1 - M-hat) * z_t, with M-hat = [probability > threshold],
+    starting from the scan's own latent without any noise added. z0: (N, C, h, w).
     """
     scheduler.set_timesteps(num_inference_steps)
     latent = z0
@@ -84,7 +85,12 @@ def selective_reverse(
         noisy = probability > threshold
         noise = None if step_noise is None or eta == 0 else step_noise[i]
         step = scheduler.step(
-            prediction, t, latent, eta=eta, generator=None if noise is not None else generator, variance_noise=noise
+            prediction,
+            t,
+            latent,
+            eta=eta,
+            generator=None if noise is not None else generator,
+            variance_noise=noise,
         )
         latent = torch.where(noisy, step.prev_sample, latent)
         probabilities.append(probability)
@@ -93,7 +99,11 @@ def selective_reverse(
         if on_step is not None:
             on_step()
     return ReverseResult(
-        latent, torch.stack(probabilities), torch.stack(replaced), torch.stack(trajectory), scheduler.timesteps.clone()
+        latent,
+        torch.stack(probabilities),
+        torch.stack(replaced),
+        torch.stack(trajectory),
+        scheduler.timesteps.clone(),
     )
 
 

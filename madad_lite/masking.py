@@ -1,7 +1,7 @@
 """Random patch masks: which latent cells the forward process noises (MAD-AD, section 3.1).
 
-Polarity as in the paper: M = 1 where a cell is noised, 0 where it stays as it is. (The authors' code stores the
-opposite, "keep".)
+Polarity as in the paper: M = 1 where a cell is noised, 0 where it stays as it is. (The authors' code stores
+the opposite, "keep".)
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 
 
-def brain_cells(brain: torch.Tensor, size: tuple[int, int], min_fraction: float = 0.9, block: int = 1) -> torch.Tensor:
+def brain_cells(
+    brain: torch.Tensor, size: tuple[int, int], min_fraction: float = 0.9, block: int = 1
+) -> torch.Tensor:
     """Which latent cells count as brain.
 
-    brain: (N, 1, H, W), 0/1 or bool. size: (h, w) of the latent. Returns (N, 1, h, w) bool: True where at least
-    `min_fraction` of the pixels are brain, counted over blocks of `block` x `block` cells. The authors' code uses
-    blocks of 16 x 16 pixels, that is block=2 with an encoder of factor 8.
+    brain: (N, 1, H, W), 0/1 or bool. size: (h, w) of the latent. Returns (N, 1, h, w) bool: True where at
+    least `min_fraction` of the pixels are brain, counted over blocks of `block` x `block` cells. The authors'
+    code uses blocks of 16 x 16 pixels, that is block=2 with an encoder of factor 8.
     """
     h, w = size
     blocks = (-(-h // block), -(-w // block))
@@ -37,8 +39,9 @@ def random_patch_mask(
 ) -> torch.Tensor:
     """Draw one mask a sample: rectangles of one random shape a batch, a random share of them noised.
 
-    The sides of the rectangle are drawn once a batch, independently in y and x; the share of noised rectangles is
-    drawn for each sample from U[0, max_ratio]. Returns (N, 1, h, w) float32, 1 = noised; 0 outside `brain`.
+    The sides of the rectangle are drawn once a batch, independently in y and x; the share of noised
+    rectangles is drawn for each sample from U[0, max_ratio]. Returns (N, 1, h, w) float32, 1 = noised; 0
+    outside `brain`.
     """
     if len(sides) != len(side_probabilities):
         raise ValueError(f"{len(sides)} patch sides but {len(side_probabilities)} probabilities")

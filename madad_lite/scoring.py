@@ -5,8 +5,8 @@
     gamma   a difference of gamma or more counts as fully anomalous (1), so that one voxel cannot outshine the rest
     G       Gaussian smoothing by sigma pixels: lesions are blobs, noise is not
 
-Every map is (N, 1, H, W) in [0, 1], higher is more anomalous, on the device and in the dtype of its input (half
-precision becomes float32). Outside the brain it is 0; the mask is applied after smoothing.
+Every map is (N, 1, H, W) in [0, 1], higher is more anomalous, on the device and in the dtype of its input
+(half precision becomes float32). Outside the brain it is 0; the mask is applied after smoothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-# Two readings of the method, as arguments of `image_difference`. `reference` differs too: the paper compares the healed
-# slice with the scan itself, the authors' code with the decoded latent before healing, so that what the autoencoder
-# alone loses does not count. Their sigma belongs to slices of 256 pixels; on 96 pixels about 2 smooths as many mm.
+# Two readings of the method, as arguments of `image_difference`. `reference` differs too: the paper compares
+# the healed slice with the scan itself, the authors' code with the decoded latent before healing, so that
+# what the autoencoder alone loses does not count. Their sigma belongs to slices of 256 pixels; on 96 pixels
+# about 2 smooths as many mm.
 PAPER = {"gamma": 0.2, "squared": True}
 AUTHORS = {"gamma": 0.25, "squared": False, "sigma": 5.0}
-BRIGHT_LESIONS = {"t1": False, "t1ce": True, "t2": True, "flair": True}  # most of them; some old strokes are dark on FLAIR
 
 
 def image_difference(
@@ -39,13 +39,15 @@ def image_difference(
 
     Args:
         healed: (N, 1, H, W) in [-1, 1], the decoded healed latent.
-        reference: (N, 1, H, W) in [-1, 1], the scan (paper) or the decoded latent before healing (authors' code).
+        reference: (N, 1, H, W) in [-1, 1], the scan (paper) or the decoded latent before healing (authors'
+        code).
         gamma: where the difference is clipped, in units of d^p; None: no clipping, only scaled by the largest
             possible difference (2, squared 4).
         squared: p = 2 if True, else 1.
         sigma: standard deviation of the Gaussian in pixels; 0: no smoothing.
-        weight: (N, 1, h, w) in [0, 1], how much a difference counts, enlarged to the slice; for one, how sure the network was
-            that a cell is noise, so that what only the decoder loses does not count. Not in the paper.
+        weight: (N, 1, h, w) in [0, 1], how much a difference counts, enlarged to the slice; for one, how sure
+            the network was that a cell is noise, so that what only the decoder loses does not count. Not in
+            the paper.
         brain: (N, 1, H, W), bool or 0/1.
 
     Raises ValueError for shapes that do not agree, NaN or infinite values, a gamma that is not positive.
@@ -62,25 +64,6 @@ def image_difference(
     return _finish(difference, sigma, brain)
 
 
-def weigh_by_intensity(anomaly_map: torch.Tensor, image: torch.Tensor, weight: float, *, contrast: str) -> torch.Tensor:
-    """A map in which voxels as lesions of the contrast mostly are, bright on FLAIR, dark on T1, count more. Not in the paper.
-
-    a (1 + weight s) / (1 + weight): s is 0 at the brain's median and on the side where lesions mostly are not, and 1 at the
-    other end of the range. So a finding on the wrong side is weakened, not lost.
-
-    Args:
-        anomaly_map: (N, 1, H, W) in [0, 1].
-        image: (N, 1, H, W) in [-1, 1], the scan; 0 is the brain's median.
-        weight: 0 or more; 0 changes nothing.
-        contrast: "t1", "t1ce", "t2" or "flair".
-    """
-    _check("image", image, "(N, 1, H, W)", shape=anomaly_map.shape)
-    if weight < 0:
-        raise ValueError(f"the weight of intensity is not negative, not {weight}")
-    side = (image if BRIGHT_LESIONS[contrast] else -image).clamp(0, 1)
-    return anomaly_map * (1 + weight * side) / (1 + weight)
-
-
 def latent_difference(
     healed_latent: torch.Tensor,
     latent: torch.Tensor,
@@ -92,8 +75,8 @@ def latent_difference(
 ) -> torch.Tensor:
     """How much healing changed each latent cell, enlarged to the slice: the decoder plays no part.
 
-    d^2 is the mean over the latent's channels. Latents have no largest value, so that without gamma the map is
-    1 - exp(-d^2), which keeps the cells' order and ends at 1; with gamma it is min(d^2, gamma) / gamma.
+    d^2 is the mean over the latent's channels. Latents have no largest value, so that without gamma the map
+    is 1 - exp(-d^2), which keeps the cells' order and ends at 1; with gamma it is min(d^2, gamma) / gamma.
 
     Args:
         healed_latent, latent: (N, C, h, w), after and before healing, scaled to about unit variance.
@@ -111,14 +94,21 @@ def latent_difference(
 
 
 def mean_predicted_mask(
-    mask_probability: torch.Tensor, *, size: Sequence[int], sigma: float = 2.0, brain: torch.Tensor | None = None
+    mask_probability: torch.Tensor,
+    *,
+    size: Sequence[int],
+    sigma: float = 2.0,
+    brain: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How sure the network was, over the S reverse steps, that a cell is noise, enlarged to the slice.
 
-    mask_probability: (S, N, 1, h, w) in [0, 1], chance of "noised". size, sigma, brain: as in `latent_difference`.
+    mask_probability: (S, N, 1, h, w) in [0, 1], chance of "noised". size, sigma, brain: as in
+    `latent_difference`.
     """
     if mask_probability.ndim != 5 or len(mask_probability) == 0:
-        raise ValueError(f"mask_probability must be (S, N, 1, h, w) with S >= 1, not {tuple(mask_probability.shape)}")
+        raise ValueError(
+            f"mask_probability must be (S, N, 1, h, w) with S >= 1, not {tuple(mask_probability.shape)}"
+        )
     _check("mask_probability", mask_probability[0], "(S, N, 1, h, w)", channels=1)
     _finite("mask_probability", mask_probability)
     return _finish(_enlarge(_real(mask_probability).mean(0), size), sigma, brain)
@@ -140,7 +130,11 @@ def _finish(values: torch.Tensor, sigma: float, brain: torch.Tensor | None) -> t
         smoothed = ndimage.gaussian_filter(values.detach().cpu().numpy(), sigma=(0, 0, sigma, sigma))
         values = torch.from_numpy(smoothed).to(values)
     values = values.clamp(0, 1)
-    return values if brain is None else torch.where(brain.to(values.device).bool(), values, torch.zeros_like(values))
+    return (
+        values
+        if brain is None
+        else torch.where(brain.to(values.device).bool(), values, torch.zeros_like(values))
+    )
 
 
 def _real(values: torch.Tensor) -> torch.Tensor:
@@ -159,9 +153,13 @@ def _finite(name: str, values: torch.Tensor) -> None:
         raise ValueError(f"{name} holds NaN or infinite values")
 
 
-def _check(name: str, values: torch.Tensor, expected: str, *, channels: int | None = None, shape=None) -> None:
+def _check(
+    name: str, values: torch.Tensor, expected: str, *, channels: int | None = None, shape=None
+) -> None:
     if shape is not None and values.shape != shape:
-        raise ValueError(f"{name} {tuple(values.shape)} and what it is compared with, {tuple(shape)}, differ in shape")
+        raise ValueError(
+            f"{name} {tuple(values.shape)} and what it is compared with, {tuple(shape)}, differ in shape"
+        )
     if values.ndim != 4 or (channels is not None and values.shape[1] != channels):
         raise ValueError(f"{name} must be {expected}, not {tuple(values.shape)}")
     _finite(name, values)

@@ -61,10 +61,11 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from madad_lite import MadAdPipeline, plotting, widgets
+from madad_lite import MadAdPipeline, plotting
 from madad_lite.cli import main as madad
-from madad_lite.phantom import simulate_subject
-from madad_lite.volumes import save_nifti
+from madad_lite.plotting import widgets
+from madad_lite.scans.nifti import save_nifti
+from madad_lite.simulation.cohort import simulate_subject
 
 FULL_SETTINGS = False  # True: scans with voxels of 1 mm
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -192,7 +193,9 @@ assert in_lesion > elsewhere
 # %%
 gamma, sigma = pipe.config.gamma, pipe.config.sigma
 d = (out.healed - out.image) ** 2  # (N, 1, H, W)
-weight = torch.nn.functional.interpolate(out.mask_probability.amax(0), size=(H, W), mode="bilinear")  # cells -> pixels
+weight = torch.nn.functional.interpolate(
+    out.mask_probability.amax(0), size=(H, W), mode="bilinear"
+)  # cells -> pixels
 a = ndimage.gaussian_filter((d.clamp(max=gamma) / gamma * weight).numpy(), sigma=(0, 0, sigma, sigma))
 a = np.where(out.brain.numpy(), a, 0)
 print("gamma =", gamma, " sigma =", sigma, "pixels")
@@ -207,7 +210,7 @@ assert np.allclose(a, out.anomaly_map.numpy(), atol=1e-5)
 # The network was trained to find patches of noise, hidden in the latents of normal brains, and to say what was under
 # them. Here nobody has hidden any. It marks the lesion, because the lesion does not look like a normal brain either. A cell is
 # replaced where its chance of being "noised" is above `pipe.config.mask_threshold`. The authors use 0.5; the shipped weights have a
-# lower one, chosen on validation subjects; and in a whole scan neighbouring slices decide together (notebook 04, section 10). Here is the first of the ten steps on our slice:
+# lower one, chosen on validation subjects; and in a whole scan neighbouring slices decide together (notebook 04, section 9). Here is the first of the ten steps on our slice:
 
 # %%
 decoded = pipe.decode(out.trajectory[:, k])  # (S + 1, 1, H, W): the latent before each step, and the last
@@ -260,7 +263,10 @@ assert np.array_equal(anomaly.affine, original.affine)  # exactly, not almost
 voxel_ml = abs(np.linalg.det(original.affine[:3, :3])) / 1000  # 2 x 2 x 2 mm = 0.008 mL
 found_ml = (anomaly.get_fdata() > threshold).sum() * voxel_ml
 true_ml = (np.asarray(patient.lesion.dataobj) > 0).sum() * voxel_ml
-print("the volume above the threshold is within a factor of 5 of the lesion's:", bool(0.2 < found_ml / true_ml < 5))
+print(
+    "the volume above the threshold is within a factor of 5 of the lesion's:",
+    bool(0.2 < found_ml / true_ml < 5),
+)
 assert found_ml > 0
 plotting.volume_view(scan, anomaly, title="The anomaly map, over the scan in its own space")
 
@@ -301,6 +307,7 @@ plotting.detection_figure(calm, int(calm.anomaly_map.sum((1, 2, 3)).argmax()))
 # With $\eta = 0.5$, the default, the healing draws random numbers. Give the same generator and you get the same map to the last
 # bit; another seed gives a slightly different one. We try it on one slice. (The pipeline also takes slices, $N \times 1 \times H
 # \times W$ in $[-1, 1]$, instead of a file.)
+
 
 # %%
 def one_slice(seed):
@@ -414,7 +421,9 @@ if by_mask is None:
 else:
     expected = torch.nn.functional.interpolate(by_mask.mask_probability.mean(0), size=(H, W), mode="bilinear")
     expected = ndimage.gaussian_filter(expected.numpy(), sigma=(0, 0, sigma, sigma)) * by_mask.brain.numpy()
-    assert np.allclose(by_mask.anomaly_map.numpy(), expected, atol=1e-3), "this is not the mean predicted mask"
+    assert np.allclose(by_mask.anomaly_map.numpy(), expected, atol=1e-3), (
+        "this is not the mean predicted mask"
+    )
     print("Exercise 2: right")
 
 # %% [markdown]
@@ -441,7 +450,10 @@ if small is None:
 else:
     assert small.prepared is not None, "give the pipeline a file, not slices"
     assert not torch.equal(small.image, out.image), "this is the scan with the large lesion"
-    print("Exercise 3: done. Peak score:", "lower" if small.anomaly_map.max() < out.anomaly_map.max() else "as high")
+    print(
+        "Exercise 3: done. Peak score:",
+        "lower" if small.anomaly_map.max() < out.anomaly_map.max() else "as high",
+    )
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -67,10 +67,16 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
-from madad_lite import plotting, volumes, widgets
-from madad_lite.data import SliceDataset, find_scans, prepare_folder
-from madad_lite.phantom import implant_lesion, simulate_subject, write_cohort
-from madad_lite.volumes import Geometry, Grid, load_volume, prepare_volume, return_to_scan, save_nifti
+from madad_lite import plotting
+from madad_lite.plotting import widgets
+from madad_lite.scans.find import find_scans
+from madad_lite.scans.grid import Geometry, Grid
+from madad_lite.scans.nifti import load_volume, return_to_scan, save_nifti
+from madad_lite.scans.prepare import mask_overlap, prepare_volume, register_to_mni
+from madad_lite.scans.registration import template
+from madad_lite.simulation.cohort import implant_lesion, simulate_subject, write_cohort
+from madad_lite.slices.dataset import SliceDataset
+from madad_lite.slices.folder import prepare_folder
 
 FULL_SETTINGS = False  # True: finer voxels, more subjects, all cores
 WORKERS = None if FULL_SETTINGS else 1
@@ -186,7 +192,7 @@ nod = np.array([[1, 0, 0, 0], [0, np.cos(b), -np.sin(b), 0], [0, np.sin(b), np.c
 movement = nod @ turn  # mm -> mm
 askew = WORK / "askew_T1w.nii.gz"
 save_nifti(nib.Nifti1Image(data.astype(np.float32), movement @ A), askew)
-save_nifti(volumes.template("t1"), WORK / "template.nii.gz")
+save_nifti(template("t1"), WORK / "template.nii.gz")
 
 # %% [markdown]
 # `prepare_volume` is the one function that does everything in this notebook to one scan. First without registration, then with it.
@@ -206,8 +212,12 @@ def at_height(prepared, k):
 
 k = 38  # z = +14 mm
 outline = mni.brain[mni.geometry.slice_index.index(k)]
-plotting.slice_grid(np.stack([at_height(p, k) for p in (mni, raw, registered)]), truth=np.stack([outline] * 3),
-                    titles=["template", "not registered", "registered"], columns=3)  # fmt: skip
+plotting.slice_grid(
+    np.stack([at_height(p, k) for p in (mni, raw, registered)]),
+    truth=np.stack([outline] * 3),
+    titles=["template", "not registered", "registered"],
+    columns=3,
+)
 
 # %% [markdown]
 # And by number: the overlap of the scan's brain mask with the template's (Dice coefficient, 1 is perfect), before and after. But
@@ -216,8 +226,8 @@ plotting.slice_grid(np.stack([at_height(p, k) for p in (mni, raw, registered)]),
 
 # %%
 mask = data > 0
-T_askew, T_straight = registered.geometry.to_mni, volumes.register_to_mni(image)
-before, after = (volumes.mask_overlap(mask, movement @ A, T) for T in (np.eye(4), T_askew))
+T_askew, T_straight = registered.geometry.to_mni, register_to_mni(image)
+before, after = (mask_overlap(mask, movement @ A, T) for T in (np.eye(4), T_askew))
 print(f"overlap below 0.7 before: {before < 0.7}; above 0.9 after: {after > 0.9}")
 assert before < 0.7 and after > 0.9
 
@@ -254,7 +264,9 @@ save_nifti(nib.Nifti1Image(head, A), WORK / "head_T1w.nii.gz")
 in_head = prepare_volume(WORK / "head_T1w.nii.gz")  # no constant background: way 3
 found = return_to_scan(in_head.brain.astype(np.float32), in_head.geometry, order=0)
 dice = 2 * ((found.get_fdata() > 0.5) & mask).sum() / ((found.get_fdata() > 0.5).sum() + mask.sum())
-print("the template's brain overlaps the true one by more than 0.85, not perfectly:", bool(0.85 < dice < 0.99))
+print(
+    "the template's brain overlaps the true one by more than 0.85, not perfectly:", bool(0.85 < dice < 0.99)
+)
 assert 0.85 < dice < 0.99
 heights = [24, 34, 44, 54, 64]  # axial slices of the scan
 rows = [volume.transpose(2, 1, 0)[heights, ::-1] for volume in (head / level - 1, found.get_fdata() > 0.5)]
@@ -358,7 +370,9 @@ print("nobody is in two splits")
 # a second call only does what is missing. We remove one prepared scan and look which ones are written anew.
 
 # %%
-kept = {s["scan_id"]: WORK / "preparedA" / "scans" / s["scan_id"] / "image.npy" for s in manifests["A"].scans()}
+kept = {
+    s["scan_id"]: WORK / "preparedA" / "scans" / s["scan_id"] / "image.npy" for s in manifests["A"].scans()
+}
 times = {name: path.stat().st_mtime_ns for name, path in kept.items()}
 victim = manifests["A"].scans("val")[0]["scan_id"]
 shutil.rmtree(kept[victim].parent)
@@ -376,7 +390,9 @@ print("written again:", len(written), "of", len(kept))
 # %%
 dataset = SliceDataset([WORK / "preparedA", WORK / "preparedB"], split="train")
 batch = next(iter(DataLoader(dataset, batch_size=8)))
-print("slices:", len(dataset), " batch:", {key: tuple(batch[key].shape) for key in ("image", "brain", "lesion")})
+print(
+    "slices:", len(dataset), " batch:", {key: tuple(batch[key].shape) for key in ("image", "brain", "lesion")}
+)
 assert len(dataset) == sum(s["n_slices"] for m in manifests.values() for s in m.scans("train"))
 assert not batch["lesion"].any() and batch["image"].min() == -1
 
@@ -391,8 +407,11 @@ assert not batch["lesion"].any() and batch["image"].min() == -1
 # %%
 upside_down, cut_off = data[:, :, ::-1].astype(np.float32), data.astype(np.float32)
 cut_off[:, :, data.shape[2] * 7 // 10 :] = 0
-checked = {f"{site} {s['subject']}": (m.array(s, "image"), m.array(s, "brain"), s["geometry"]["slice_index"])
-           for site, m in manifests.items() for s in m.scans()}  # fmt: skip
+checked = {
+    f"{site} {s['subject']}": (m.array(s, "image"), m.array(s, "brain"), s["geometry"]["slice_index"])
+    for site, m in manifests.items()
+    for s in m.scans()
+}
 for name, array in {"upside down": upside_down, "cut off": cut_off}.items():
     save_nifti(nib.Nifti1Image(np.ascontiguousarray(array), A), WORK / f"{name}.nii.gz")
     p = prepare_volume(WORK / f"{name}.nii.gz")
@@ -405,6 +424,7 @@ plotting.slice_grid(np.stack(sheet).astype(np.float32), titles=list(checked), co
 # **By number**, for when there are five hundred: how well does each scan agree with the template (the correlation over all slices), and how
 # large is its brain? We do not ask for a certain value but look for scans that **differ from the others**: by more than five times
 # the usual spread (the median distance from the median, which a few bad scans do not move).
+
 
 # %%
 def quality(pixels, brain, index):
@@ -422,8 +442,9 @@ spread = 1.4826 * np.median(np.abs(values - centre), axis=0) + 0.02 * centre  # 
 flagged = [name for name, row in zip(checked, values) if (np.abs(row - centre) > 5 * spread).any()]
 print("flagged:", flagged)
 assert flagged == ["upside down", "cut off"]
-plotting.compare_methods({n: {"agreement": a, "brain volume, L": v / 1000} for n, (a, v) in zip(checked, values)},
-                         highlight="none")  # fmt: skip
+plotting.compare_methods(
+    {n: {"agreement": a, "brain volume, L": v / 1000} for n, (a, v) in zip(checked, values)}, highlight="none"
+)
 
 # %% [markdown]
 # ## 10. The way back, exactly
@@ -501,7 +522,9 @@ assert all(Path(file).name in reason for file, reason in mixed.skipped)
 # %%
 names = {
     "ixi": ["IXI002-Guys-0828-T1.nii.gz"],
-    "brats": [f"BraTS2021_00000/BraTS2021_00000_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
+    "brats": [
+        f"BraTS2021_00000/BraTS2021_00000_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")
+    ],
     "plain": ["anna_t1.nii.gz", "anna_t1_lesion.nii.gz"],
 }
 for layout, files in names.items():
@@ -510,7 +533,9 @@ for layout, files in names.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (found_scan,) = find_scans(WORK / "layouts" / layout, contrast="t1")
-    print(f"{layout}: subject {found_scan.subject}, {found_scan.group}, lesion mask: {found_scan.lesion is not None}")
+    print(
+        f"{layout}: subject {found_scan.subject}, {found_scan.group}, lesion mask: {found_scan.lesion is not None}"
+    )
 assert found_scan.subject == "anna" and found_scan.lesion.name == "anna_t1_lesion.nii.gz"
 
 # %% [markdown]
@@ -575,7 +600,9 @@ if change_mean is None or change_median is None:
 else:
     sick = np.asarray(implant_lesion(image, subject.brain, seed=1, volume_ml=60)[0].dataobj)
     assert abs(change_mean - (sick[mask].mean() / data[mask].mean() - 1)) < 1e-3, "not the change of the mean"
-    assert abs(change_median - (np.median(sick[mask]) / np.median(data[mask]) - 1)) < 1e-3, "not the change of the median"
+    assert abs(change_median - (np.median(sick[mask]) / np.median(data[mask]) - 1)) < 1e-3, (
+        "not the change of the median"
+    )
     print("Exercise 2: right")
 
 # %% [markdown]

@@ -62,13 +62,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from madad_lite import latent, plotting, training
-from madad_lite.data import prepare_folder
-from madad_lite.evaluation import load_split
-from madad_lite.phantom import implant_lesion, write_cohort
+from madad_lite import plotting
+from madad_lite.autoencoder import decode, downsampling, encode, make_autoencoder, measure_scaling, posterior
+from madad_lite.evaluation.compare import load_split
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.recipes import RECIPES, AutoencoderConfig, configured
-from madad_lite.volumes import Grid, load_volume, save_nifti
+from madad_lite.scans.grid import Grid
+from madad_lite.scans.nifti import load_volume, save_nifti
+from madad_lite.simulation.cohort import implant_lesion, write_cohort
+from madad_lite.slices.folder import prepare_folder
+from madad_lite.training.autoencoder import psnr as package_psnr
+from madad_lite.training.autoencoder import train_autoencoder
+from madad_lite.training.settings import RECIPES, AutoencoderConfig, configured
 
 FULL_SETTINGS = False  # True: the paper's autoencoder; needs a GPU
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -124,7 +128,7 @@ plotting.slice_grid(x0[shown], titles=["low", "middle", "high"])
 pipe = MadAdPipeline.from_pretrained("t1")
 autoencoder = pipe.autoencoder
 z0 = pipe.encode(x0)  # (N, C, h, w)
-f = latent.downsampling(autoencoder)  # pixels along one side of a latent cell
+f = downsampling(autoencoder)  # pixels along one side of a latent cell
 print(f"slice  {tuple(x0.shape[1:])}: {x0[0].numel()} numbers")
 print(f"latent {tuple(z0.shape[1:])}: {z0[0].numel()} numbers, one cell = {f} x {f} pixels")
 assert z0.shape[2:] == (x0.shape[2] // f, x0.shape[3] // f)
@@ -168,6 +172,7 @@ pictures([x0[k], reconstruction[k], 5 * error[k]], ["slice", "reconstruction", "
 # company: we "encode" by plain shrinking, and "decode" by enlarging again. Once to 24 x 24, the grid of the latent, and
 # once to 48 x 48, which is as many numbers as the latent has in its four channels.
 
+
 # %%
 def psnr(guess, truth, inside):
     mse = (guess - truth)[inside].square().mean()
@@ -180,7 +185,7 @@ def shrunk(side):
 
 
 shipped_psnr = psnr(reconstruction, x0, brain)
-assert abs(shipped_psnr - training.psnr(reconstruction, x0, brain)) < 1e-3  # the package computes the same
+assert abs(shipped_psnr - package_psnr(reconstruction, x0, brain)) < 1e-3  # the package computes the same
 assert shipped_psnr > psnr(shrunk(24), x0, brain) + 3  # less than half the squared error
 quality = {"autoencoder": shipped_psnr}
 quality |= {f"shrunk to {n} x {n}": psnr(shrunk(n), x0, brain) for n in (24, 48)}
@@ -239,8 +244,12 @@ decoded = pipe.decode(pipe.encode(pair))
 darker = [(x[0] - x[1])[0][lesion].mean() for x in (pair, decoded)]  # by the stroke: truth, decoded
 print("four fifths of the lesion's contrast survive, or more:", bool(darker[1] > 0.8 * darker[0]))
 assert darker[1] > 0.7 * darker[0]
-plotting.slice_grid(torch.cat([pair, decoded]), columns=4, truth=torch.stack([0 * lesion, lesion] * 2),
-                    titles=["before", "with stroke", "before, decoded", "stroke, decoded"])  # fmt: skip
+plotting.slice_grid(
+    torch.cat([pair, decoded]),
+    columns=4,
+    truth=torch.stack([0 * lesion, lesion] * 2),
+    titles=["before", "with stroke", "before, decoded", "stroke, decoded"],
+)
 
 # %% [markdown]
 # The lesion (cyan outline) survives encoding and decoding. Good: an autoencoder for anomaly detection must be a faithful
@@ -269,7 +278,7 @@ plotting.latent_channels(z0[shown], titles=["low", "middle", "high"])
 # %%
 i = j = z0.shape[2] // 2  # the cell in the middle
 x = x0[k][None].clone().requires_grad_()
-latent.posterior(autoencoder, x).mode()[0, :, i, j].abs().sum().backward()
+posterior(autoencoder, x).mode()[0, :, i, j].abs().sum().backward()
 influence = x.grad[0, 0].abs()
 side = slice(max(0, (i - 2) * f), (i + 3) * f)  # the cell itself and two cells on each side: 5 x 5 cells
 share = influence[side, side].sum() / influence.sum()
@@ -294,7 +303,9 @@ near = F.max_pool2d(covered[None], 5, stride=1, padding=2)[0] > 0  # within two 
 in_lesion, far = d[covered > 0.5].mean(), d[~near].mean()
 print("cells in the lesion change more than five times as much as distant ones:", bool(in_lesion > 5 * far))
 assert in_lesion > 3 * far
-pictures([covered, d / d.max()], ["lesion's share of each cell", "change of the latent"], vmin=0, cmap="viridis")
+pictures(
+    [covered, d / d.max()], ["lesion's share of each cell", "change of the latent"], vmin=0, cmap="viridis"
+)
 
 # %% [markdown]
 # So a lesion in the slice is a *compact, strong change of a few latent cells*. That is exactly the kind of damage that
@@ -312,12 +323,14 @@ pictures([covered, d / d.max()], ["lesion's share of each cell", "change of the 
 
 # %%
 with torch.no_grad():
-    q = latent.posterior(autoencoder, x0)
+    q = posterior(autoencoder, x0)
 mu, sigma = q.mean, q.std
 noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
 sample = (mu + sigma * noise) * autoencoder.config.scaling_factor  # section 7 explains the factor
 assert torch.equal(q.mode(), mu)
-assert psnr(torch.where(brain, pipe.decode(sample), -1.0), x0, brain) < shipped_psnr  # a sample costs a little
+assert (
+    psnr(torch.where(brain, pipe.decode(sample), -1.0), x0, brain) < shipped_psnr
+)  # a sample costs a little
 small = bool(sigma.median() < mu.std() / 3)
 print("the cloud is small, its typical sigma below a third of the spread of the means:", small)
 assert small
@@ -361,12 +374,14 @@ pictures([reconstruction[k], invented[0]], ["decoded: latent of a slice", "decod
 # %%
 train = load_split(DATA, "train")
 with torch.no_grad():
-    raw = latent.posterior(autoencoder, train.image).mode()  # not yet scaled
+    raw = posterior(autoencoder, train.image).mode()  # not yet scaled
 s = 1 / raw.std()
 stored = autoencoder.config.scaling_factor
-print("the shipped scaling, measured on other subjects, fits these to a fifth:", bool(abs(s / stored - 1) < 0.2))
+print(
+    "the shipped scaling, measured on other subjects, fits these to a fifth:", bool(abs(s / stored - 1) < 0.2)
+)
 assert abs((stored * raw).std() - 1) < 0.25
-assert abs(latent.measure_scaling(autoencoder, train.image.split(32)) / s - 1) < 1e-3
+assert abs(measure_scaling(autoencoder, train.image.split(32)) / s - 1) < 1e-3
 
 # %% [markdown]
 # ## 8. Train one yourself
@@ -393,7 +408,7 @@ else:
     data = DATA
     config = configured(lite, steps=STEPS, validate_every=STEPS // 4, ema_decay=0.98)
 started = time.time()
-run = training.train_autoencoder(data, WORK / "autoencoder", config)
+run = train_autoencoder(data, WORK / "autoencoder", config)
 print(f"{config.size}: {time.time() - started:.0f} seconds")
 
 # %% [markdown]
@@ -420,7 +435,7 @@ plotting.training_curves(run)
 own = diffusers.AutoencoderKL.from_pretrained(run / "best").to(DEVICE)
 own_test = load_split(data, "test")
 with torch.no_grad():
-    parts = [latent.decode(own, latent.encode(own, x.to(DEVICE))).cpu() for x in own_test.image.split(8)]
+    parts = [decode(own, encode(own, x.to(DEVICE))).cpu() for x in own_test.image.split(8)]
 own_decoded = torch.where(own_test.brain, torch.cat(parts).clamp(-1, 1), -1.0)
 own_error = own_decoded - own_test.image
 own_psnr = psnr(own_decoded, own_test.image, own_test.brain)
@@ -439,13 +454,15 @@ pictures([own_test.image[m], own_decoded[m], 5 * own_error[m], 5 * error[k]], ti
 
 # %%
 with torch.device("meta"):
-    layouts = {name: latent.make_autoencoder(name) for name in ("nano", "paper")}
+    layouts = {name: make_autoencoder(name) for name in ("nano", "paper")}
 print("layout  parameters  f  pixel  one cell  latent of a slice  numbers in : out")
 for (name, model), (size, mm) in zip(layouts.items(), [(96, 2), (256, 1)]):
-    million, fold = sum(p.numel() for p in model.parameters()) / 1e6, latent.downsampling(model)
+    million, fold = sum(p.numel() for p in model.parameters()) / 1e6, downsampling(model)
     side, channels = size // fold, model.config.latent_channels
-    print(f"{name:7} {million:8.1f} M  {fold}  {mm} mm   {fold * mm} mm      {channels} x {side} x {side}"
-          f"        {size**2 / (channels * side**2):.0f} : 1")  # fmt: skip
+    print(
+        f"{name:7} {million:8.1f} M  {fold}  {mm} mm   {fold * mm} mm      {channels} x {side} x {side}"
+        f"        {size**2 / (channels * side**2):.0f} : 1"
+    )
 assert round(million, 1) == 83.6 and fold == 8
 
 # %% [markdown]

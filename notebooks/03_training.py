@@ -68,16 +68,19 @@ from IPython.display import Markdown
 from sklearn.metrics import roc_auc_score
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from madad_lite import plotting, training, widgets
-from madad_lite.data import SliceDataset, prepare_folder
+from madad_lite import plotting
+from madad_lite.denoiser import SIZES, Denoiser
 from madad_lite.diffusion import denoising_losses, make_scheduler, masked_forward
-from madad_lite.latents import LatentDataset, encode_latents
 from madad_lite.masking import brain_cells, random_patch_mask
-from madad_lite.model import SIZES, Denoiser
-from madad_lite.phantom import write_cohort
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.recipes import RECIPES, configured
-from madad_lite.recipes import table as recipe_table
+from madad_lite.plotting import widgets
+from madad_lite.simulation.cohort import write_cohort
+from madad_lite.slices.dataset import SliceDataset
+from madad_lite.slices.folder import prepare_folder
+from madad_lite.training.denoiser import train_denoiser
+from madad_lite.training.latent_cache import LatentDataset, encode_latents
+from madad_lite.training.settings import RECIPES, configured
+from madad_lite.training.settings import table as recipe_table
 
 FULL_SETTINGS = False  # True: the paper's network and settings; needs a GPU
 STEPS = 200  # of the small training on a CPU, about a minute
@@ -116,12 +119,16 @@ if FULL_SETTINGS:  # as in the paper, but batches of 24, not 96, and 40 passes, 
     config = configured(paper, batch_size=24, epochs=40, validate_every=200)
 else:
     brief = {"steps": STEPS, "validate_every": STEPS // 4, "batch_size": 16, "ema_decay": 0.98}
-    config = configured(lite, variants=2, corruption_share=0.0, last_step_share=0.0, **brief)  # as in the paper
+    config = configured(
+        lite, variants=2, corruption_share=0.0, last_step_share=0.0, **brief
+    )  # as in the paper
 CACHE = encode_latents(DATA, pipe.autoencoder, WORK / "denoiser" / "latents", config, progress=False)
 train, val = LatentDataset(CACHE, "train"), LatentDataset(CACHE, "val")
 print({name: tuple(x.shape) for name, x in train[0].items()})
 assert len(train) == config.variants * len(train_slices) and len(val) == len(val_slices)
-assert abs(val.arrays["mean"].astype("float32").std() - 1) < 0.25  # unit spread, on subjects nobody measured it on
+assert (
+    abs(val.arrays["mean"].astype("float32").std() - 1) < 0.25
+)  # unit spread, on subjects nobody measured it on
 
 # %% [markdown]
 # ## 3. The patch mask $M$
@@ -251,7 +258,9 @@ bce = (-M * M_hat.log() - (1 - M) * (1 - M_hat).log()).mean()
 mse = (M_hat - M).square().mean()  # the authors' code
 
 from_package = denoising_losses(z0_hat, logits, z0, M, mask_loss="bce", mask_weight=0.1)
-assert torch.allclose(torch.stack([latent_loss, bce, latent_loss + 0.1 * bce]), torch.cat(from_package), rtol=1e-4)
+assert torch.allclose(
+    torch.stack([latent_loss, bce, latent_loss + 0.1 * bce]), torch.cat(from_package), rtol=1e-4
+)
 assert torch.allclose(mse, denoising_losses(z0_hat, logits, z0, M, mask_loss="mse")[1], rtol=1e-4)
 print("this run's mask loss:", config.mask_loss, "with weight", config.mask_weight)
 
@@ -287,7 +296,8 @@ fig
 #
 # ## 7. A training step by hand
 #
-# This is all there is to it. `training.train_denoiser` does the same, with the usual comforts around it.
+# This is all there is to it. `train_denoiser` does the same, with the usual comforts around it.
+
 
 # %%
 def training_loss(model, batch, generator):
@@ -330,7 +340,7 @@ assert by_heart[-1] < by_heart[0] * 2 / 3
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-run = training.train_denoiser(DATA, pipe.autoencoder, WORK / "denoiser", config)
+run = train_denoiser(DATA, pipe.autoencoder, WORK / "denoiser", config)
 print(sorted(p.name for p in run.iterdir()))
 
 # %% [markdown]
@@ -361,7 +371,7 @@ tiny = dataclasses.replace(
 
 def start(name, resume=False):
     shutil.copytree(CACHE, WORK / name / "latents", dirs_exist_ok=True)  # same latents: spare the encoding
-    return training.train_denoiser(DATA, pipe.autoencoder, WORK / name, tiny, resume=resume, progress=False)
+    return train_denoiser(DATA, pipe.autoencoder, WORK / name, tiny, resume=resume, progress=False)
 
 
 whole = start("whole")
@@ -400,7 +410,7 @@ assert equal
 #
 # Three named recipes come with the package: `lite`, which you just used in part; `paper`, the settings of section 4.1 of the
 # paper; and `authors`, what their published code does. Notebook 06 looks at the differences one by one. One row is this repository's own: the weights
-# that ship have seen *lesion-like regions* beside the noise, slices in which some tissue was replaced by foreign tissue before they were encoded (`corruption.py`), and more samples at the highest noise level. Notebook 04
+# that ship have seen *lesion-like regions* beside the noise, slices in which some tissue was replaced by foreign tissue before they were encoded (`extensions/lesion_like.py`), and more samples at the highest noise level. Notebook 04
 # shows what that is good for.
 
 # %%

@@ -62,12 +62,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from madad_lite import metrics, plotting, widgets
+from madad_lite import plotting
 from madad_lite.diffusion import make_scheduler, masked_forward, selective_reverse
+from madad_lite.evaluation import metrics
 from madad_lite.masking import brain_cells
-from madad_lite.phantom import simulate_subject
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.volumes import save_nifti
+from madad_lite.plotting import widgets
+from madad_lite.scans.nifti import save_nifti
+from madad_lite.simulation.cohort import simulate_subject
 
 FULL_SETTINGS = False  # True: more patients and slices in section 7; better with a GPU
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,6 +123,7 @@ plotting.slice_grid(slices, titles=["patient", "healthy"], truth=torch.stack([tr
 # Before we trust the network with a lesion, we ask it something to which we know the answer. We take the *healthy* slice, replace one
 # block of its latent by noise, as in training, and see whether the network finds **exactly that block**. First a small
 # function that asks the network.
+
 
 # %%
 @torch.no_grad()
@@ -198,7 +201,9 @@ ax.set(xscale="log", xlim=(1e-3, 1), xlabel="mean probability of 'noised', t = 9
 ax.invert_yaxis()
 fig.legend(frameon=False, loc="outside upper center", ncols=2, fontsize=8)
 plt.close(fig)
-print("the stroke is more than twice as suspicious as the rest:", mean_p["stroke"] > 2 * mean_p["other brain"])
+print(
+    "the stroke is more than twice as suspicious as the rest:", mean_p["stroke"] > 2 * mean_p["other brain"]
+)
 print("the network would bet on it (above one half):", mean_p["stroke"] > 0.5)
 fig
 
@@ -207,7 +212,7 @@ fig
 # that was put there? In the paper it learns from noise alone. We trained a small network that way too, and something instructive
 # happened: the better it knew Gaussian noise, the *less* it took a lesion for noise, until next to nothing was above one half
 # (the [model card](../madad_lite/weights/t1/README.md) has the numbers). So the shipped network has seen more than noise in training: in half of the slices, some regions were replaced by foreign
-# tissue before encoding, of any grey level, another contrast, or another slice (`corruption.py`). No disease is imitated; it learns that *what does not belong here* is
+# tissue before encoding, of any grey level, another contrast, or another slice (`extensions/lesion_like.py`). No disease is imitated; it learns that *what does not belong here* is
 # to be marked. That is this repository's extension of the method. Everything below is the paper's process, unchanged.
 #
 # The threshold $\tau$ was chosen on validation subjects and is stored with the weights (`pipe.config.mask_threshold`). Section 7 shows what it trades.
@@ -232,7 +237,9 @@ fig
 
 # %%
 abar, eta = scheduler.alphas_cumprod, 0.5
-seed = int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(0)))  # the pipeline gives each slice its own
+seed = int(
+    torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(0))
+)  # the pipeline gives each slice its own
 draw = torch.Generator().manual_seed(seed)
 z = z_sick  # (1, C, h, w): the scan's own latent, no noise
 for t in range(9, -1, -1):
@@ -240,7 +247,11 @@ for t in range(9, -1, -1):
     before = abar[t - 1] if t > 0 else torch.tensor(1.0)  # abar of the step to come
     sigma = eta * ((1 - before) / (1 - abar[t]) * (1 - abar[t] / before)).sqrt()  # 2.
     eps_hat = (z - abar[t].sqrt() * z0_hat) / (1 - abar[t]).sqrt()
-    z_tilde = before.sqrt() * z0_hat + (1 - before - sigma**2).sqrt() * eps_hat + sigma * torch.randn(z.shape, generator=draw)
+    z_tilde = (
+        before.sqrt() * z0_hat
+        + (1 - before - sigma**2).sqrt() * eps_hat
+        + sigma * torch.randn(z.shape, generator=draw)
+    )
     z = torch.where(M_hat > tau, z_tilde, z)  # 3.
 by_hand = z
 
@@ -396,6 +407,7 @@ fig
 # **The randomness $\eta$.** Different random numbers give different healed slices. Where they differ, the network is unsure *what*
 # belongs there.
 
+
 # %%
 def spread(eta, seeds=4):
     """Standard deviation of the healed slice over several runs, where the lesion is largest; (H, W)."""
@@ -462,7 +474,10 @@ ax.axhline(tau, color="0.6", lw=1, label=rf"$\tau$ = {tau:g}")
 ax.set(xlabel="strength of the disc", ylabel="probability of 'noised'", ylim=(-0.02, 1.02))
 ax.legend(frameon=False)
 plt.close(fig)
-print("the strong dark discs are found, sharp or smooth:", all(suspicion[n][-1] > 0.5 for n in ("sharp", "smooth")))
+print(
+    "the strong dark discs are found, sharp or smooth:",
+    all(suspicion[n][-1] > 0.5 for n in ("sharp", "smooth")),
+)
 print("the faint ones are not:", all(suspicion[n][1] < tau for n in ("sharp", "smooth")))
 assert all(suspicion[n][-1] > 5 * suspicion[n][1] for n in ("sharp", "smooth"))
 fig
@@ -472,47 +487,25 @@ fig
 # the network sees it: the encoder keeps what is larger than a cell or so, and smooths the rest away (notebook 02). The same holds for lesions of a pixel or two: this is why *small* lesions are the weak
 # side of the method, in the paper as here.
 #
-# ## 9. A second way to ask
-#
-# The reverse process asks: what looks as if it did not belong? The same network can be asked something else: **what do the surroundings let one expect?** Hide a quarter of the latent's
-# patches behind pure noise ($t = 9$), let the network predict them from the other three quarters, go on to the next quarter; then average a few such draws. No cell is ever seen when
-# it is judged, so it does not matter what it looks like. (`sweep.py`; an extension of this repository, not the paper's.)
-
-# %%
-sweep = pipe(x_sick, brain=b_sick, mode="sweep", generator=torch.Generator().manual_seed(0), progress=False)
-assert sweep.trajectory.shape[0] == 2  # the scan's latent, and what is expected in its place
-swept_in, swept_out = (sweep.anomaly_map[0, 0][where].mean() for where in (truth, b_sick[0, 0] & ~truth))
-print("the stroke is not what its surroundings let expect:", bool(swept_in > 2 * swept_out))
-plotting.detection_figure(sweep, 0, truth)
-
-# %% [markdown]
-# The stroke stands out. So do healthy folds that the surroundings cannot tell: the sweep replaces *everything*, the reverse process only what it
-# doubts. A third mode combines the two: the sweep finds, the reverse process heals, twice, so that lesions larger than a patch can be reached from their rim.
-
-# %%
-modes = {mode: heal(mode=mode) for mode in ("reverse", "sweep", "combined")}
-dice = {mode: best_dice(o) for mode, o in modes.items()}
-assert all(0 < value < 1 for value in dice.values())
-pictures = torch.cat([x[[0]], *[o.healed[[0]] for o in modes.values()]])
-titles = ["scan", *[f"{mode}, Dice {value:.2f}" for mode, value in dice.items()]]
-plotting.slice_grid(pictures, titles=titles, truth=lesion[[0]].expand_as(pictures), columns=4)
-
-# %% [markdown]
-# ## 10. Ask the neighbours
+# ## 9. Ask the neighbours
 #
 # So far each slice was judged alone, as in the paper. But slices are neighbours: a lesion goes on in the next one, a false alarm seldom does. So for whole scans the shipped weights let neighbouring
-# slices *decide together*: at every step the mask's logits are averaged over them, with Gaussian weights, before they are compared with $\tau$. Nothing is trained for it; the network still sees single slices. (`neighbours.py`;
+# slices *decide together*: at every step the mask's logits are averaged over them, with Gaussian weights, before they are compared with $\tau$. Nothing is trained for it; the network still sees single slices. (`extensions/neighbouring_slices.py`;
 # again this repository's extension.) We take the patient's slices from just below the stroke to just above it:
 
 # %%
 with_stroke = patient.lesion.any((1, 2)).nonzero()[0]
 window = slice(max(0, with_stroke[0] - 4), with_stroke[-1] + 5)
-x_volume, b_volume, l_volume = (torch.from_numpy(a[window])[:, None] for a in (patient.image, patient.brain, patient.lesion))
+x_volume, b_volume, l_volume = (
+    torch.from_numpy(a[window])[:, None] for a in (patient.image, patient.brain, patient.lesion)
+)
 
 
 def heal_volume(volumes=None):
     """Each slice alone, or with the volume that each belongs to: then neighbours decide together."""
-    return pipe(x_volume, brain=b_volume, volumes=volumes, generator=torch.Generator().manual_seed(0), progress=False)
+    return pipe(
+        x_volume, brain=b_volume, volumes=volumes, generator=torch.Generator().manual_seed(0), progress=False
+    )
 
 
 alone, together = heal_volume(), heal_volume(volumes=["patient"] * len(x_volume))
@@ -524,7 +517,8 @@ plotting.slice_grid(pictures, titles=titles, columns=8, overlay=maps, truth=outl
 
 # %%
 scores = {
-    how: metrics.average_precision(o.anomaly_map, l_volume, b_volume) for how, o in (("alone", alone), ("together", together))
+    how: metrics.average_precision(o.anomaly_map, l_volume, b_volume)
+    for how, o in (("alone", alone), ("together", together))
 }
 print("average precision over these slices:", {how: round(value, 2) for how, value in scores.items()})
 moved = together.replaced.any(0) != alone.replaced.any(0)
@@ -533,7 +527,7 @@ assert moved.any()
 # %% [markdown]
 # Single blobs that no neighbour confirms disappear, and the stroke's first and last slices, where it is small, are carried by the ones beside them. One patient proves nothing: notebook 05 counts over many.
 #
-# ## 11. What to take with you
+# ## 10. What to take with you
 #
 # - At inference nothing is noised. The network itself decides what is noise; the rest stays the same to the last bit.
 # - Healing means: replaced by what a normal brain would have there, in steps, each looking at the whole slice again.
@@ -587,7 +581,9 @@ M_one = None  # your answer
 if M_one is None:
     print("Exercise 2: not done yet")
 else:
-    assert M_one.shape == (1, 1, h, w) and M_one.sum() == 1 and cells_well[M_one.bool()].all(), "one cell, on brain"
+    assert M_one.shape == (1, 1, h, w) and M_one.sum() == 1 and cells_well[M_one.bool()].all(), (
+        "one cell, on brain"
+    )
     z_one = masked_forward(z_well, eps, M_one, torch.tensor([9]), scheduler)
     print("Exercise 2: right. Found:", bool(ask(z_one, 9)[1][M_one.bool()] > 0.5))
 

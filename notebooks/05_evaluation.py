@@ -64,12 +64,14 @@ import numpy as np
 import torch
 from IPython.display import Markdown
 
-from madad_lite import metrics, plotting, scoring, widgets
-from madad_lite.baselines import BASELINES
-from madad_lite.data import prepare_folder
-from madad_lite.evaluation import evaluate_methods, load_split
-from madad_lite.phantom import write_cohort
+from madad_lite import plotting, scoring
+from madad_lite.evaluation import metrics
+from madad_lite.evaluation.compare import evaluate_methods, load_split
+from madad_lite.family import BASELINES
 from madad_lite.pipeline import MadAdPipeline
+from madad_lite.plotting import widgets
+from madad_lite.simulation.cohort import write_cohort
+from madad_lite.slices.folder import prepare_folder
 
 FULL_SETTINGS = False  # True: three times the subjects and every slice; better with a GPU
 EVERY = 1 if FULL_SETTINGS else 5  # take each so many-th slice
@@ -94,8 +96,11 @@ cohort = write_cohort(WORK / "cohort", normal=NORMAL, patients=PATIENTS, seed=77
 people = list(csv.DictReader((cohort / "participants.tsv").read_text().splitlines(), delimiter="\t"))
 names = [p["participant_id"] for p in people]
 normal, patients = names[:NORMAL], names[NORMAL:]
-splits = {"train": [], "val": normal[: NORMAL // 2] + patients[: PATIENTS // 2],
-          "test": normal[NORMAL // 2 :] + patients[PATIENTS // 2 :]}  # fmt: skip
+splits = {
+    "train": [],
+    "val": normal[: NORMAL // 2] + patients[: PATIENTS // 2],
+    "test": normal[NORMAL // 2 :] + patients[PATIENTS // 2 :],
+}
 workers = None if FULL_SETTINGS else 1
 prepare_folder(cohort, WORK / "prepared", contrast="t1", splits=splits, workers=workers, progress=False)
 for split in ("val", "test"):
@@ -114,7 +119,9 @@ pipe = MadAdPipeline.from_pretrained("t1").to(DEVICE)
 def heal(slices, steps=10):
     """The pipeline's output for these slices, always with the same random numbers."""
     options = dict(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), progress=False)
-    volumes = slices.subjects if EVERY == 1 else None  # with every slice there, neighbours decide together (notebook 04)
+    volumes = (
+        slices.subjects if EVERY == 1 else None
+    )  # with every slice there, neighbours decide together (notebook 04)
     return pipe(slices.image, brain=slices.brain, volumes=volumes, **options)
 
 
@@ -256,6 +263,7 @@ plotting.dice_by_size(sizes, ylabel="Dice per lesion slice, at the validation th
 # A handful of patients is little. With others the number would be another. The **bootstrap** imitates that: draw *subjects* with replacement, as many as there are, compute the
 # number again, 500 times; the middle 95 % of these numbers are the interval. Draw subjects, not slices: the slices of one subject resemble each other, and resampling them pretends to have seen more people than one has.
 
+
 # %%
 def interval(units):
     """Of the pooled max Dice, when these units are drawn again and again."""
@@ -267,8 +275,12 @@ value = result["pooled_max_dice"]
 by_subject = interval(test.subjects)
 by_slice = interval(np.arange(len(test.subjects)))  # wrong: as if each slice were a person
 assert by_subject[0] <= value <= by_subject[1]
-plotting.compare_methods({"over subjects": {"pooled max Dice": (value, *by_subject)},
-                          "over slices (wrong)": {"pooled max Dice": (value, *by_slice)}})  # fmt: skip
+plotting.compare_methods(
+    {
+        "over subjects": {"pooled max Dice": (value, *by_subject)},
+        "over slices (wrong)": {"pooled max Dice": (value, *by_slice)},
+    }
+)
 
 # %% [markdown]
 # ## 9. Beside simpler methods
@@ -289,8 +301,10 @@ rows = {name: r["test"] for name, r in results.items()}
 assert abs(rows["MAD-AD"]["pooled_max_dice"] - result["pooled_max_dice"]) < 1e-6
 bars = {}
 for name, r in rows.items():
-    bars[name] = {"pooled max Dice": (r["pooled_max_dice"], *r["pooled_max_dice_interval"]),
-                  "AP": (r["ap"], *r["ap_interval"])}  # fmt: skip
+    bars[name] = {
+        "pooled max Dice": (r["pooled_max_dice"], *r["pooled_max_dice_interval"]),
+        "AP": (r["ap"], *r["ap_interval"]),
+    }
 plotting.compare_methods(bars)
 
 # %% [markdown]
@@ -329,8 +343,13 @@ maps = {
     "score: mask": scoring.mean_predicted_mask(out_val.mask_probability, size=size, sigma=sigma, brain=brain),
 }
 assert len(out_val.trajectory) == 11  # the latent before each step, and the last one
-plotting.slice_grid(val.image[[k] * 3], columns=3, titles=list(maps), truth=val.lesion[[k] * 3],
-                    overlay=torch.cat([m[[k]] for m in maps.values()]))  # fmt: skip
+plotting.slice_grid(
+    val.image[[k] * 3],
+    columns=3,
+    titles=list(maps),
+    truth=val.lesion[[k] * 3],
+    overlay=torch.cat([m[[k]] for m in maps.values()]),
+)
 
 # %% [markdown]
 # Second: **how many steps**? Ten visit $t = 9, 8, \dots, 0$; five every second; two only $t = 5$ and $t = 0$.
@@ -351,7 +370,9 @@ plotting.slice_grid(healed, columns=4, titles=["scan", "healed, 10 steps", "5 st
 pair = out_val.healed, out_val.image
 weight = out_val.mask_probability.amax(0)  # (N, 1, h, w)
 for name, gamma in {"gamma = 0.2": 0.2, "gamma = 0.4": 0.4, "no clipping": None}.items():
-    maps[name] = scoring.image_difference(*pair, gamma=gamma, squared=True, sigma=sigma, weight=weight, brain=brain)
+    maps[name] = scoring.image_difference(
+        *pair, gamma=gamma, squared=True, sigma=sigma, weight=weight, brain=brain
+    )
 maps["no weight"] = scoring.image_difference(*pair, gamma=0.2, squared=True, sigma=sigma, brain=brain)
 d = (out_val.healed - out_val.image)[val.brain] ** 2
 print("some of the differences are clipped, but fewer than half:", bool(0 < (d > 0.2).float().mean() < 0.5))
@@ -362,8 +383,17 @@ assert (maps["gamma = 0.2"] >= maps["gamma = 0.4"] - 1e-6).all()  # clipped earl
 # that is some hundred times as large: compare the *order*, not the numbers.)
 
 # %%
-paper = {"score: image": 70.3, "score: latent": 68.6, "score: mask": 63.6, "5 steps": 69.4, "2 steps": 69.0,
-         "gamma = 0.2": 70.3, "gamma = 0.4": 70.3, "no clipping": 69.3, "no weight": 70.3}  # fmt: skip
+paper = {
+    "score: image": 70.3,
+    "score: latent": 68.6,
+    "score: mask": 63.6,
+    "5 steps": 69.4,
+    "2 steps": 69.0,
+    "gamma = 0.2": 70.3,
+    "gamma = 0.4": 70.3,
+    "no clipping": 69.3,
+    "no weight": 70.3,
+}
 here = {name: 100 * metrics.pooled_max_dice(m, val.lesion, brain)[0] for name, m in maps.items()}
 assert set(here) == set(paper) and all(0 < dice < 100 for dice in here.values())
 both = {name: {"paper, BraTS'21": paper[name], "here, simulated T1": here[name]} for name in paper}
@@ -387,18 +417,6 @@ Markdown("\n".join(lines))
 # How to read such a table: an interval that contains 0 says that **these patients cannot tell** the two settings apart, however tempting the difference looks. The paper's own differences
 # are 1.3 points between 2 and 10 steps and none between $\gamma = 0.2$ and $0.4$; a handful of patients cannot show those. What does show here is the order of the three scores: image, latent, mask, as in the paper.
 #
-# One more comparison, which the paper does not have: the **sweep** of notebook 04, section 9, which asks the same network what each cell's surroundings let expect.
-
-# %%
-swept = pipe(val.image, brain=brain, mode="sweep", generator=torch.Generator().manual_seed(0), progress=False).anomaly_map
-ways = {}
-for name, m in {"reverse": out_val.anomaly_map, "sweep": swept}.items():
-    dice, average = metrics.pooled_max_dice(m, val.lesion, brain)[0], metrics.average_precision(m, val.lesion, brain)
-    ways[name] = {"pooled max Dice": dice, "AP": average}
-assert all(0 < value < 1 for row in ways.values() for value in row.values())
-plotting.compare_methods(ways)
-
-# %% [markdown]
 # ## 11. Failures
 #
 # Averages hide them, so we look. The upper row shows the test slices with a lesion of at least 1 % of the brain where the method did **worst** at the validation threshold, the lower row those
@@ -487,20 +505,6 @@ plotting.slice_grid(test.image[worst], columns=6, overlay=out_test.anomaly_map[w
 # | FLAIR: 4 glioma patients | 0.879 [0.86, 0.90] | 0.860 | 0.824 | 0.940 | 0.991 | 0.48 / 0.78 / 0.90 | - |
 # | FLAIR: 2 MS patients | 0.707 [0.01, 0.72] | 0.679 | 0.279 | 0.747 | 0.954 | 0.02 / 0.56 / 0.78 | - |
 #
-# And the two other ways to ask the same network (notebook 04, section 9; this repository's extension), on the 16 **validation** subjects of each contrast, which is where one chooses:
-#
-# ```bash
-# python benchmarks/quality.py --contrast t1 --weights t1 --sweep --validation-only --only "MAD-AD" "sweep" "sweep and heal"
-# ```
-#
-# (and the same with `flair`; the picture of section 10 is one small instance of it)
-#
-# | mode | T1: pooled max Dice | AP | small / medium / large | FLAIR: pooled max Dice | AP | small / medium / large |
-# |---|---|---|---|---|---|---|
-# | reverse, as in the paper | **0.745** [0.61, 0.84] | 0.808 | 0.42 / 0.67 / 0.80 | **0.927** [0.80, 0.97] | 0.938 | 0.69 / 0.91 / 0.97 |
-# | sweep | 0.519 [0.24, 0.65] | 0.494 | 0.24 / 0.55 / 0.72 | 0.855 [0.65, 0.93] | 0.858 | 0.51 / 0.86 / 0.95 |
-# | combined | 0.438 [0.18, 0.58] | 0.416 | 0.16 / 0.50 / 0.70 | 0.864 [0.69, 0.93] | 0.870 | 0.52 / 0.88 / 0.96 |
-#
 # What one may read from it:
 #
 # - **On T1 MAD-AD is ahead of every other method.** Simulated strokes in the anatomy of real, unseen heads are found with a pooled max
@@ -519,8 +523,6 @@ plotting.slice_grid(test.image[worst], columns=6, overlay=out_test.anomaly_map[w
 #   autoencoder. The other methods were offered the same weight, and all took it. (The test sets had been measured before without it.)
 # - Diffusion without masks (AnoDDPM, AutoDDPM, THOR) stays behind with so little training. AnoDDPM did best with the most noise and
 #   smoothing that was tried; more of either might serve it better.
-# - **The sweep does not help these networks**: the paper's reverse process beats both other modes, in a fraction of the time. The sweep was meant for lesions that do not look like noise and so stay untouched; but the
-#   shipped networks have seen lesion-like regions in training, and doubt those too.
 # - Small lesions stay the weak side of the method, as in the paper.
 # - Letting neighbouring slices decide together helps in T1, on the simulated patients and in the IXI heads, most of all with small lesions;
 #   in FLAIR it makes no clear difference.

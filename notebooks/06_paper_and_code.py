@@ -60,16 +60,17 @@ import torch.nn.functional as F
 from IPython.display import Markdown
 from scipy.optimize import linprog
 
-from madad_lite import metrics, plotting, scoring
+from madad_lite import plotting, scoring
+from madad_lite.authors.checkpoints import denoiser_to_official, import_official, read_official
+from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import denoising_losses, make_scheduler, masked_forward
+from madad_lite.evaluation import metrics
 from madad_lite.masking import brain_cells, random_patch_mask
-from madad_lite.model import Denoiser
-from madad_lite.official import denoiser_to_official, import_official, read_official
-from madad_lite.phantom import simulate_subject
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.recipes import RECIPES
-from madad_lite.recipes import table as recipe_table
-from madad_lite.volumes import save_nifti
+from madad_lite.scans.nifti import save_nifti
+from madad_lite.simulation.cohort import simulate_subject
+from madad_lite.training.settings import RECIPES
+from madad_lite.training.settings import table as recipe_table
 
 VOLUMES_ML = (1, 4, 12, 30, 60)  # of the patients' strokes
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,6 +152,7 @@ plotting.mask_examples(torch.cat([M, keep]), images=x0[[k, k], 0], titles=titles
 # $0.001 \cdot (\hat M - M)^2$, on the sigmoid. How fast does each teach? Take one cell that *is* noised, whose logit says with confidence that it
 # is not ($\ell = -4$, that is $\hat M = 0.02$), and follow the gradient, with the package's own loss function.
 
+
 # %%
 def follow(mask_loss, weight, steps=400, rate=0.2):
     """M_hat of one noised cell after each step of gradient descent on its mask loss."""
@@ -164,7 +166,11 @@ def follow(mask_loss, weight, steps=400, rate=0.2):
     return course
 
 
-settings = {"BCE, weight 1 (paper)": ("bce", 1), "MSE, weight 1": ("mse", 1), "MSE, weight 0.001 (code)": ("mse", 1e-3)}
+settings = {
+    "BCE, weight 1 (paper)": ("bce", 1),
+    "MSE, weight 1": ("mse", 1),
+    "MSE, weight 0.001 (code)": ("mse", 1e-3),
+}
 courses = {name: follow(*setting) for name, setting in settings.items()}
 fig, ax = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
 for (name, course), style in zip(courses.items(), ("-", "--", ":")):
@@ -203,7 +209,9 @@ ax.set(xlabel="difference $|d|$ of healed slice and scan", ylabel="score before 
 ax.legend(frameon=False)
 plt.close(fig)
 small = int(0.1 * 200)  # |d| = 0.1, a twentieth of the range
-print(f"a difference of 0.1 scores {curve['squared (paper)'][small]:.2f} squared, {curve['absolute (code)'][small]:.2f} absolute")
+print(
+    f"a difference of 0.1 scores {curve['squared (paper)'][small]:.2f} squared, {curve['absolute (code)'][small]:.2f} absolute"
+)
 assert abs(curve["squared (paper)"][small] - 0.05) < 1e-6
 assert abs(curve["absolute (code)"][small] - 0.4) < 1e-6
 fig
@@ -234,7 +242,10 @@ plotting.slice_grid(x0[[k, k]], list(maps), 2, overlay=shown, truth=lesion[[k, k
 # counts everything that the autoencoder loses, everywhere, as abnormal; the second cancels it, since both sides went through the same decoder.
 
 # %%
-maps = {"squared, decoded latent": maps["squared (paper)"], "absolute, decoded latent (code)": maps["absolute (code)"]}
+maps = {
+    "squared, decoded latent": maps["squared (paper)"],
+    "absolute, decoded latent (code)": maps["absolute (code)"],
+}
 for name, how in (("squared, scan (paper)", paper), ("absolute, scan", code)):
     how = {**how, "sigma": sigma}
     maps[name] = scoring.image_difference(out.healed, out.image, **how, brain=brain)
@@ -289,6 +300,7 @@ plotting.mask_examples(shown, images=x0[[k, k], 0], titles=["authors", "lite"], 
 #
 # The code draws fresh noise in every reverse step, $\eta = 0.5$. With $\eta = 0$ the same scan always gives the same map. How much do two runs
 # with $\eta = 0.5$ differ?
+
 
 # %%
 def healed(eta, seed):
@@ -365,6 +377,7 @@ assert same and sum(p.numel() for p in imported.parameters()) == 16_142_149
 
 # %% [markdown]
 # Now an evil twin: a file whose `args` would run a command when it is opened.
+
 
 # %%
 class Evil:

@@ -1,10 +1,11 @@
-"""Write the repository's address from pyproject.toml wherever it is needed; with an argument, change it first.
+"""Write the repository's address from pyproject.toml wherever it is needed; with an argument, change it
+first.
 
     python scripts/restamp.py                               # after pyproject.toml was edited
     python scripts/restamp.py https://github.com/new/home   # edits pyproject.toml too
 
-Touched are Colab badges, `pip install git+...`, `git clone ...` and plain links to the repository in the notebooks
-(.py and .ipynb), README.md and CITATION.cff.
+Touched are Colab badges, `pip install git+...`, `git clone ...` and plain links to the repository in the
+notebooks (.py and .ipynb), README.md and CITATION.cff.
 """
 
 import re
@@ -22,11 +23,15 @@ OWNER_NAME = r"[\w.-]+/[\w-]+(?:\.[\w-]+)*"  # does not take the full stop that 
 
 def address(root: Path = ROOT) -> str:
     """The repository's address: [project.urls] Repository in pyproject.toml."""
-    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"][
+        "Repository"
+    ]
 
 
 def owner_name(url: str) -> str:
-    """https://github.com/madad-lite/madad-lite -> madad-lite/madad-lite. Colab opens notebooks from GitHub only."""
+    """https://github.com/madad-lite/madad-lite -> madad-lite/madad-lite. Colab opens notebooks from GitHub
+    only.
+    """
     found = re.fullmatch(rf"https://github\.com/({OWNER_NAME})", url)
     if not found or url.endswith(".git"):
         raise SystemExit(f"{url}: not of the form https://github.com/OWNER/NAME, which the Colab badges need")
@@ -40,7 +45,9 @@ def stamped_files(root: Path = ROOT) -> list[Path]:
 
 
 def stamp(text: str, url: str, old: str | None = None) -> str:
-    """The text with this address in badges, installations, clones and citations; `old` is replaced everywhere."""
+    """The text with this address in badges, installations, clones and citations; `old` is replaced
+    everywhere.
+    """
     new = owner_name(url)
     if old:
         text = re.sub(rf"github\.com/{re.escape(owner_name(old))}(?![\w-])", f"github.com/{new}", text)

@@ -26,9 +26,12 @@ def run(source: Path) -> Path:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"  # jupytext draws random ones: every run would change every cell
     client = NotebookClient(
-        notebook, timeout=CELL_TIMEOUT, kernel_name="python3", record_timing=False,
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        record_timing=False,
         resources={"metadata": {"path": str(source.parent)}},
-    )  # fmt: skip
+    )
     client.execute()
     # The state of widgets, progress bars included, makes GitHub refuse to show the notebook.
     notebook.metadata.pop("widgets", None)
@@ -44,7 +47,10 @@ def run(source: Path) -> Path:
 def main(chosen: list[str]) -> int:
     sources = [p for p in sorted(FOLDER.glob("*.py")) if not chosen or p.name.startswith(tuple(chosen))]
     if not sources:
-        print(f"{FOLDER}: no notebook whose name begins with {' or '.join(chosen) or 'anything'}", file=sys.stderr)
+        print(
+            f"{FOLDER}: no notebook whose name begins with {' or '.join(chosen) or 'anything'}",
+            file=sys.stderr,
+        )
         return 2
     failed = 0
     for source in sources:
@@ -55,7 +61,10 @@ def main(chosen: list[str]) -> int:
             failed += 1
             print(f"{source.name}: failed, not stored\n{error}", file=sys.stderr)
         else:
-            print(f"{target.name}: {time.monotonic() - start:.0f} s, {target.stat().st_size / 1e6:.2f} MB", flush=True)
+            print(
+                f"{target.name}: {time.monotonic() - start:.0f} s, {target.stat().st_size / 1e6:.2f} MB",
+                flush=True,
+            )
     return 1 if failed else 0
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from madad_lite.data import prepare_folder
-from madad_lite.phantom import write_cohort
-from madad_lite.volumes import Grid
+from madad_lite.scans.grid import Grid
+from madad_lite.simulation.cohort import write_cohort
+from madad_lite.slices.folder import prepare_folder
 
 torch.set_num_threads(1)
 
@@ -28,8 +28,8 @@ def prepared_cohort(cohort, tmp_path_factory):
 @pytest.fixture(scope="session")
 def patient_scan(tmp_path_factory):
     """Files of one patient with a stroke of 40 mL at 2 mm, the shipped weights' resolution."""
-    from madad_lite.phantom import simulate_subject
-    from madad_lite.volumes import save_nifti
+    from madad_lite.scans.nifti import save_nifti
+    from madad_lite.simulation.cohort import simulate_subject
 
     folder = tmp_path_factory.mktemp("scan")
     subject = simulate_subject(5, lesion="stroke", volume_ml=40.0)

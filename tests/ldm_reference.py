@@ -1,6 +1,8 @@
-"""The autoencoder of latent diffusion (Rombach et al. 2022; the layers as in their published model), written small.
+"""The autoencoder of latent diffusion (Rombach et al. 2022; the layers as in their published model), written
+small.
 
-Only for tests: an independent forward pass to compare imported weights with, and a source of files as the authors have them.
+Only for tests: an independent forward pass to compare imported weights with, and a source of files as the
+authors have them.
 """
 
 import contextlib
@@ -20,7 +22,11 @@ class ResnetBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2, self.dropout, self.conv2 = norm(c_out), nn.Dropout(0.0), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm2, self.dropout, self.conv2 = (
+            norm(c_out),
+            nn.Dropout(0.0),
+            nn.Conv2d(c_out, c_out, 3, padding=1),
+        )
         if c_in != c_out:
             self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
 
@@ -103,10 +109,15 @@ class AutoencoderKL(nn.Module):
         super().__init__()
         self.encoder = Half(widths, layers, channels, 2 * latent, True)
         self.decoder = Half(widths, layers, latent, channels, False)
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1), nn.Conv2d(latent, latent, 1)
+        self.quant_conv, self.post_quant_conv = (
+            nn.Conv2d(2 * latent, 2 * latent, 1),
+            nn.Conv2d(latent, latent, 1),
+        )
         self.loss = nn.Module()  # what only its training needs
         self.loss.logvar = nn.Parameter(torch.zeros(()))
-        self.loss.discriminator = nn.Sequential(nn.Conv2d(channels, 8, 4), nn.BatchNorm2d(8), nn.LeakyReLU(0.2))
+        self.loss.discriminator = nn.Sequential(
+            nn.Conv2d(channels, 8, 4), nn.BatchNorm2d(8), nn.LeakyReLU(0.2)
+        )
         self.image_key, self.act = "image", F.silu
 
     def encode(self, x):
@@ -117,10 +128,12 @@ class AutoencoderKL(nn.Module):
 
 
 PLACES = {
-    AutoencoderKL: "ldm.models.autoencoder", Half: "ldm.modules.diffusionmodules.model",
-    ResnetBlock: "ldm.modules.diffusionmodules.model", AttnBlock: "ldm.modules.diffusionmodules.model",
+    AutoencoderKL: "ldm.models.autoencoder",
+    Half: "ldm.modules.diffusionmodules.model",
+    ResnetBlock: "ldm.modules.diffusionmodules.model",
+    AttnBlock: "ldm.modules.diffusionmodules.model",
     Resample: "ldm.modules.diffusionmodules.model",
-}  # fmt: skip
+}
 
 
 @contextlib.contextmanager

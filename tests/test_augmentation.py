@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from madad_lite import augmentation
+from madad_lite.slices.augment import AUGMENTATIONS, move, random_contrast, vary_acquisition, vary_intensity
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("change", [augmentation.vary_intensity, augmentation.random_contrast])
+@pytest.mark.parametrize("change", [vary_intensity, random_contrast])
 def test_intensity_changes_keep_background_and_range(slices, change):
     images, brain = slices
     changed = change(images, brain, seeded())
@@ -29,25 +29,25 @@ def test_intensity_changes_keep_background_and_range(slices, change):
 
 def test_no_strength_no_change(slices):
     images, brain = slices
-    assert torch.allclose(augmentation.vary_intensity(images, brain, seeded(), strength=0.0), images, atol=1e-3)
-    assert torch.equal(augmentation.random_contrast(images, brain, seeded(), share=0.0), images)
+    assert torch.allclose(vary_intensity(images, brain, seeded(), strength=0.0), images, atol=1e-3)
+    assert torch.equal(random_contrast(images, brain, seeded(), share=0.0), images)
 
 
 def test_move_shifts_flips_and_keeps_the_background(slices):
     images, brain = (x.repeat(16, 1, 1, 1) for x in slices)
-    moved, inside = augmentation.move(images, brain, seeded())
+    moved, inside = move(images, brain, seeded())
     assert (moved[~inside] == -1).all() and inside.dtype == torch.bool
     left = torch.where(inside, moved, 0.0)[..., :24].sum((1, 2, 3))
     right = torch.where(inside, moved, 0.0)[..., 24:].sum((1, 2, 3))
     flipped = (left > right).float().mean()
     assert 0.25 < flipped < 0.75
-    still, same = augmentation.move(images, brain, seeded(), degrees=0, shift=0, scale=0, flip=False)
+    still, same = move(images, brain, seeded(), degrees=0, shift=0, scale=0, flip=False)
     assert torch.allclose(still, images, atol=1e-5) and torch.equal(same, brain)
 
 
 def test_authors_augmentation_changes_each_part_of_half_of_the_slices(slices):
     images, brain = (x.repeat(100, 1, 1, 1) for x in slices)
-    changed, inside = augmentation.AUGMENTATIONS["authors"](images, brain, seeded())
+    changed, inside = AUGMENTATIONS["authors"](images, brain, seeded())
     assert (changed[~inside] == -1).all() and changed.min() >= -1 and changed.max() <= 1
     same = ((changed - images).abs() < 1e-5).flatten(1).all(1).float().mean()
     assert 0.02 < same < 0.12  # none of four parts, each with chance 1/2: 1/16
@@ -58,7 +58,7 @@ def test_authors_augmentation_changes_each_part_of_half_of_the_slices(slices):
 def test_acquisition_blurs_and_trims(slices):
     images, brain = (x.repeat(50, 1, 1, 1) for x in slices)
     images = torch.where(brain, 0.3 * torch.randn(images.shape, generator=seeded(1)), -1.0)
-    changed, inside = augmentation.vary_acquisition(images, brain, seeded())
+    changed, inside = vary_acquisition(images, brain, seeded())
     assert not (inside & ~brain).any() and (changed[~inside] == -1).all()
     trimmed = (inside.flatten(1).sum(1) < brain.flatten(1).sum(1)).float().mean()
     assert 0.2 < trimmed < 0.5

@@ -1,18 +1,22 @@
-"""The trained baselines: their noise, what they do with a network whose answers are known, and that training teaches them."""
+"""The trained baselines: their noise, what they do with a network whose answers are known, and that training
+teaches them.
+"""
 
 import json
 
 import pytest
 import torch
 
-from madad_lite import latents
-from madad_lite.baselines.dae import DenoisingAutoencoder, coarse_noise, train_dae
-from madad_lite.baselines.ddpm import Diffusion, fractal_noise, gaussian_noise, make_scheduler, train_ddpm
-from madad_lite.latent import make_autoencoder
+from madad_lite.autoencoder import make_autoencoder
+from madad_lite.family.dae import DenoisingAutoencoder, coarse_noise, train_dae
+from madad_lite.family.ddpm import Diffusion, fractal_noise, gaussian_noise, make_scheduler, train_ddpm
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.recipes import DenoiserConfig, TrainingConfig
+from madad_lite.training.latent_cache import encode_latents
+from madad_lite.training.settings import DenoiserConfig, TrainingConfig
 
-CONFIG = TrainingConfig(steps=40, batch_size=8, validate_every=20, checkpoint_every=20, warmup_steps=1, ema_decay=0.9)
+CONFIG = TrainingConfig(
+    steps=40, batch_size=8, validate_every=20, checkpoint_every=20, warmup_steps=1, ema_decay=0.9
+)
 
 
 def seeded(n=0):
@@ -57,7 +61,9 @@ def test_thor_goes_on_from_the_scan_where_the_estimate_agrees(lesion):
     z0 = lesion + 0.01
     mixed = Diffusion._agreement(z0, torch.zeros_like(z0))
     assert mixed[:, :, 8:12, 8:12].abs().max() < 1.5  # most of the lesion goes
-    assert (mixed[:, :, 16:, 16:] - 0.01).abs().max() < 1e-3  # the rest is the scan's own, not the network's 0
+    assert (
+        mixed[:, :, 16:, 16:] - 0.01
+    ).abs().max() < 1e-3  # the rest is the scan's own, not the network's 0
     healed, *seen = Diffusion(Knowing(), "thor").heal(z0, seeded())
     assert healed.abs().max() < 1e-4 and len(seen) == 3  # nothing of the scan is mixed in at the end
 
@@ -93,7 +99,7 @@ def test_each_method_marks_the_lesion(method):
 def cached(prepared_cohort, tmp_path_factory):
     torch.manual_seed(0)
     folder, config = tmp_path_factory.mktemp("z"), DenoiserConfig(variants=1)
-    return latents.encode_latents(prepared_cohort, make_autoencoder().eval(), folder, config, progress=False)
+    return encode_latents(prepared_cohort, make_autoencoder().eval(), folder, config, progress=False)
 
 
 def losses(run):

@@ -67,18 +67,29 @@ def test_simulate_prepare_train_assemble_evaluate(tmp_path, capsys):
     """The main job as a user types it, as small as it can be."""
     cohort, data = tmp_path / "cohort", tmp_path / "data"
     assert main(["phantom", "--out", str(cohort), "--normal", "3", "--patients", "2", "--spacing", "4"]) == 0
-    assert main(["prepare", str(cohort), "--out", str(data), "--spacing", "4", "--size", "48", "--workers", "1"]) == 0
+    assert (
+        main(["prepare", str(cohort), "--out", str(data), "--spacing", "4", "--size", "48", "--workers", "1"])
+        == 0
+    )
     brief = ["--data", str(data), "--set", "steps=2", "batch_size=2"]
     assert main(["train", "autoencoder", "--out", str(tmp_path / "ae"), *brief]) == 0
     best = str(tmp_path / "ae" / "best")
-    assert main(["train", "denoiser", "--out", str(tmp_path / "dn"), "--autoencoder", best, *brief, "variants=1"]) == 0
+    assert (
+        main(
+            ["train", "denoiser", "--out", str(tmp_path / "dn"), "--autoencoder", best, *brief, "variants=1"]
+        )
+        == 0
+    )
     joined = ["--autoencoder", best, "--denoiser", str(tmp_path / "dn" / "best"), "--data", str(data)]
     model = str(tmp_path / "model")
     assert main(["assemble", *joined, "--out", model, "--set", "sigma=1.0"]) == 0
     assert main(["assemble", *joined, "--out", model]) == 2  # there already
     results = tmp_path / "results.json"
     capsys.readouterr()
-    assert main(["evaluate", "--data", str(data), "--weights", model, "--steps", "2", "--out", str(results)]) == 0
+    assert (
+        main(["evaluate", "--data", str(data), "--weights", model, "--steps", "2", "--out", str(results)])
+        == 0
+    )
     printed = capsys.readouterr().out
     numbers = json.loads(results.read_text())
     assert set(numbers["methods"]) == {"MAD-AD", "intensity", "reconstruction"} and "MAD-AD" in printed

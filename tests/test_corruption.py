@@ -1,4 +1,6 @@
-"""Lesion-like corruption: where it changes a slice, how large the regions are; its place in the latent cache and the training."""
+"""Lesion-like corruption: where it changes a slice, how large the regions are; its place in the latent cache
+and the training.
+"""
 
 import json
 
@@ -6,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from madad_lite import latents, recipes, training
-from madad_lite.corruption import corrupt, random_region
-from madad_lite.data import SliceDataset
-from madad_lite.latent import make_autoencoder
+from madad_lite.autoencoder import make_autoencoder
+from madad_lite.extensions.lesion_like import corrupt, random_region
+from madad_lite.slices.dataset import SliceDataset
+from madad_lite.training.denoiser import train_denoiser
+from madad_lite.training.latent_cache import CHANGED, LatentDataset, encode_latents
+from madad_lite.training.settings import DenoiserConfig, configured
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,9 @@ def test_corruption_changes_regions_and_nothing_else(slices):
     share = ((changed != images) & brain).flatten(1).sum(1) / brain.flatten(1).sum(1)
     assert 0.02 < share.mean() < 0.5  # some of the brain, never most of it
     assert (changed - images).abs().max() > 0.5  # and some of it by far
-    assert torch.equal(corrupt(images, brain, seeded(1)), changed) and not torch.equal(corrupt(images, brain, seeded(2)), changed)
+    assert torch.equal(corrupt(images, brain, seeded(1)), changed) and not torch.equal(
+        corrupt(images, brain, seeded(2)), changed
+    )
 
 
 def test_corruption_makes_dark_and_bright_regions(slices):
@@ -49,29 +55,37 @@ def test_corruption_makes_dark_and_bright_regions(slices):
     assert (difference > 0.3).any() and (difference < -0.3).any()
 
 
-CONFIG = recipes.DenoiserConfig(
-    steps=4, batch_size=4, variants=2, validate_every=4, checkpoint_every=4, corruption_share=0.5, last_step_share=0.5
+CONFIG = DenoiserConfig(
+    steps=4,
+    batch_size=4,
+    variants=2,
+    validate_every=4,
+    checkpoint_every=4,
+    corruption_share=0.5,
+    last_step_share=0.5,
 )
 
 
 def test_cache_holds_a_corrupted_twin_of_each_variant(prepared_cohort, tmp_path):
     torch.manual_seed(0)
     autoencoder = make_autoencoder().eval()
-    cache = latents.encode_latents(prepared_cohort, autoencoder, tmp_path, CONFIG, progress=False)
-    data = latents.LatentDataset(cache, "train")
+    cache = encode_latents(prepared_cohort, autoencoder, tmp_path, CONFIG, progress=False)
+    data = LatentDataset(cache, "train")
     item = data[5]
     assert set(item) == {"mean", "std", "brain", "corrupted", "changed"}
     assert item["corrupted"].shape == item["mean"].shape and item["changed"].dtype == torch.bool
-    moved = np.square(data.arrays["corrupted"].astype("f4") - data.arrays["mean"].astype("f4")).mean(1, keepdims=True)
-    clear = np.abs(moved - latents.CHANGED) > 0.01  # half precision decides neither way at the limit itself
-    assert np.array_equal((moved > latents.CHANGED)[clear], data.arrays["changed"][clear])
-    plain = recipes.configured(CONFIG, corruption_share=0.0)
-    cache = latents.encode_latents(prepared_cohort, autoencoder, tmp_path, plain, progress=False)
-    assert set(latents.LatentDataset(cache, "val")[0]) == {"mean", "std", "brain"}  # the old twins are gone
+    moved = np.square(data.arrays["corrupted"].astype("f4") - data.arrays["mean"].astype("f4")).mean(
+        1, keepdims=True
+    )
+    clear = np.abs(moved - CHANGED) > 0.01  # half precision decides neither way at the limit itself
+    assert np.array_equal((moved > CHANGED)[clear], data.arrays["changed"][clear])
+    plain = configured(CONFIG, corruption_share=0.0)
+    cache = encode_latents(prepared_cohort, autoencoder, tmp_path, plain, progress=False)
+    assert set(LatentDataset(cache, "val")[0]) == {"mean", "std", "brain"}  # the old twins are gone
 
 
 def test_denoiser_trains_with_corruption(prepared_cohort, tmp_path):
     torch.manual_seed(0)
-    run = training.train_denoiser(prepared_cohort, make_autoencoder(), tmp_path / "run", CONFIG, progress=False)
+    run = train_denoiser(prepared_cohort, make_autoencoder(), tmp_path / "run", CONFIG, progress=False)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 4 and np.isfinite(log[-1]["val_loss"]) and (run / "best").exists()

@@ -13,9 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from madad_lite import data
-from madad_lite.data import Manifest, SliceDataset, export_png, prepare_folder
-from madad_lite.volumes import Geometry, Grid, ScanError
+from madad_lite.authors.png_export import export_png
+from madad_lite.errors import ScanError
+from madad_lite.scans.grid import Geometry, Grid
+from madad_lite.slices import folder
+from madad_lite.slices.dataset import SliceDataset
+from madad_lite.slices.folder import Manifest, prepare_folder
 
 GRID = Grid(spacing=8.0, size=24)
 AFFINE = np.array([[4.0, 0, 0, -78], [0, 4.0, 0, -112], [0, 0, 4.0, -70], [0, 0, 0, 1]])
@@ -55,7 +58,9 @@ def cohort_folder(folder, normal=3, patients=2):
 
 
 def prepare(source, out, **options):
-    return prepare_folder(source, out, **{"grid": GRID, "register": False, "workers": 1, "progress": False} | options)
+    return prepare_folder(
+        source, out, **{"grid": GRID, "register": False, "workers": 1, "progress": False} | options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,7 @@ def times(folder):
 
 def test_preparing_again_does_nothing(cohort, prepared, monkeypatch):
     before = times(prepared.folder)
-    monkeypatch.setattr(data, "prepare_volume", None)  # would raise when called
+    monkeypatch.setattr(folder, "prepare_volume", None)  # would raise when called
     again = prepare(cohort, prepared.folder)
     assert times(prepared.folder) == before and again.to_dict() == prepared.to_dict()
 
@@ -128,7 +133,8 @@ def test_new_and_changed_scans(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", [{"seed": 1}, {"grid": Grid(spacing=4.0, size=48)}, {"register": True}, {"fractions": (0.5, 0.25, 0.25)}]
+    "option",
+    [{"seed": 1}, {"grid": Grid(spacing=4.0, size=48)}, {"register": True}, {"fractions": (0.5, 0.25, 0.25)}],
 )
 def test_other_settings_are_refused(cohort, prepared, option):
     before = times(prepared.folder)
@@ -159,7 +165,7 @@ def test_interrupted_run_leaves_no_half_scan_and_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         save(path, array)
 
-    monkeypatch.setattr(data.np, "save", failing_save)
+    monkeypatch.setattr(np, "save", failing_save)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, out)
     monkeypatch.undo()
@@ -199,7 +205,7 @@ def test_an_interrupted_second_preparation_is_unfinished(tmp_path, monkeypatch):
     def stops(*task):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "_prepare_scan", stops)
+    monkeypatch.setattr(folder, "_prepare_scan", stops)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, out)
     monkeypatch.undo()
@@ -209,14 +215,14 @@ def test_an_interrupted_second_preparation_is_unfinished(tmp_path, monkeypatch):
 
 
 def test_an_unexpected_error_skips_one_scan_only(tmp_path, monkeypatch):
-    prepare_volume = data.prepare_volume
+    prepare_volume = folder.prepare_volume
 
     def broken(image, **options):
         if "IXI001" in image.name:
             raise RuntimeError("two\nlines")
         return prepare_volume(image, **options)
 
-    monkeypatch.setattr(data, "prepare_volume", broken)
+    monkeypatch.setattr(folder, "prepare_volume", broken)
     manifest = prepare(ixi_folder(tmp_path / "in", 3), tmp_path / "out")
     assert [s["subject"] for s in manifest.scans()] == ["IXI000", "IXI002"]
     assert manifest.skipped[0][1] == "RuntimeError: two lines"
@@ -232,12 +238,12 @@ def test_a_missing_library_stops_everything(cohort, tmp_path, monkeypatch):
 def test_parallel_gives_the_same_and_works_without_a_main_guard(cohort, prepared, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nfrom madad_lite.data import prepare_folder\nfrom madad_lite.volumes import Grid\n"
+        "import sys\nfrom madad_lite.scans.grid import Grid\nfrom madad_lite.slices.folder import prepare_folder\n"
         f"m = prepare_folder({str(cohort)!r}, {str(tmp_path / 'set')!r}, grid=Grid(spacing=8.0, size=24),\n"
         "                   register=False, workers=2, progress=False)\n"
         "print(len(m.scans()), 'torch' in sys.modules)\n"
     )
-    env = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])}
+    env = os.environ | {"PYTHONPATH": str(Path(folder.__file__).parents[2])}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.split() == ["5", "False"]
     parallel = Manifest.load(tmp_path / "set")
@@ -248,7 +254,7 @@ def test_parallel_gives_the_same_and_works_without_a_main_guard(cohort, prepared
 
 
 def test_a_killed_worker_is_explained(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_prepare_scan", lambda *task: os._exit(1))
+    monkeypatch.setattr(folder, "_prepare_scan", lambda *task: os._exit(1))
     with pytest.raises(ScanError, match="out: a worker process was ended .* fewer workers"):
         prepare(cohort, tmp_path / "out", workers=2)
 
@@ -259,7 +265,9 @@ def test_explicit_splits(cohort, tmp_path):
     manifest = prepare(cohort, tmp_path / "out", splits=tmp_path / "splits.json")
     assert where(manifest) == {"sub-0000": "train", "sub-0003": "val", "sub-0004": "test"}
     assert manifest.skipped[0][0] == "sub-9999" and "no t1 scan" in manifest.skipped[0][1]
-    assert prepare(cohort, tmp_path / "out", splits=splits).to_dict() == manifest.to_dict()  # a mapping says the same
+    assert (
+        prepare(cohort, tmp_path / "out", splits=splits).to_dict() == manifest.to_dict()
+    )  # a mapping says the same
     with pytest.raises(ScanError, match="was prepared with splits="):
         prepare(cohort, tmp_path / "out", splits={"train": ["sub-0001"]})
 
@@ -312,14 +320,18 @@ def test_patients_without_mask_are_skipped(tmp_path):
 
 def test_decathlon_channel_is_prepared(tmp_path):
     values, lesion = brain_volume()
-    scan = write(tmp_path / "in/imagesTr/BRATS_001.nii.gz", np.stack([values, values[::-1], values, values], axis=3))
+    scan = write(
+        tmp_path / "in/imagesTr/BRATS_001.nii.gz", np.stack([values, values[::-1], values, values], axis=3)
+    )
     write(tmp_path / "in/labelsTr/BRATS_001.nii.gz", lesion.astype(np.uint8))
     pair = {"image": "./imagesTr/BRATS_001.nii.gz", "label": "./labelsTr/BRATS_001.nii.gz"}
     (tmp_path / "in/dataset.json").write_text(json.dumps({"modality": {"1": "T1w"}, "training": [pair]}))
     manifest = prepare(tmp_path / "in", tmp_path / "out")
     write(tmp_path / "one" / scan.name, np.ascontiguousarray(values[::-1]))
     alone = prepare(tmp_path / "one", tmp_path / "out-one")
-    assert np.array_equal(manifest.array(manifest.scans()[0], "image"), alone.array(alone.scans()[0], "image"))
+    assert np.array_equal(
+        manifest.array(manifest.scans()[0], "image"), alone.array(alone.scans()[0], "image")
+    )
 
 
 def test_damaged_or_missing_manifest(tmp_path):
@@ -344,7 +356,9 @@ def test_manifest_knows_its_splits(prepared):
 def test_dataset_items(prepared):
     dataset = SliceDataset(prepared.folder, "test", lesion_free=False)
     scans = prepared.scans("test")
-    assert dataset.scan_ids == [s["scan_id"] for s in scans] and dataset.subjects == [s["subject"] for s in scans]
+    assert dataset.scan_ids == [s["scan_id"] for s in scans] and dataset.subjects == [
+        s["subject"] for s in scans
+    ]
     assert len(dataset) == sum(s["n_slices"] for s in scans)
     for item in dataset:
         scan = scans[item["scan"]]
@@ -397,15 +411,22 @@ def test_png_export(prepared, tmp_path):
     out = export_png(prepared, tmp_path / "png")
     for split in ("train", "val", "test"):
         expected = SliceDataset(prepared, split, lesion_free=split != "test")
-        images, masks = sorted((out / split).glob("brain_scan_*_T1.png")), sorted((out / split).glob("*_brainmask.png"))
+        images, masks = (
+            sorted((out / split).glob("brain_scan_*_T1.png")),
+            sorted((out / split).glob("*_brainmask.png")),
+        )
         assert len(images) == len(masks) == len(expected)
         assert [p.name.replace("T1", "brainmask") for p in images] == [p.name for p in masks]
-        assert len(list((out / split).glob("*_segmentation.png"))) == (len(expected) if split == "test" else 0)
+        assert len(list((out / split).glob("*_segmentation.png"))) == (
+            len(expected) if split == "test" else 0
+        )
     scan = next(s for s in prepared.scans("test") if s["lesion"])
     k = int(np.argmax(scan["lesion_pixels"]))
     name = f"brain_scan_{scan['subject']}_slice_{Geometry.from_dict(scan['geometry']).slice_index[k]:03d}"
     image, mask = (np.array(Image.open(out / "test" / f"{name}_{e}.png")) for e in ("T1", "segmentation"))
-    assert image.dtype == np.uint8 and np.abs(image / 127.5 - 1 - prepared.array(scan, "image")[k]).max() < 0.005
+    assert (
+        image.dtype == np.uint8 and np.abs(image / 127.5 - 1 - prepared.array(scan, "image")[k]).max() < 0.005
+    )
     assert np.array_equal(mask, prepared.array(scan, "lesion")[k] * np.uint8(255))
     before = times(out / "test")
     export_png(prepared, out)
@@ -419,8 +440,10 @@ def test_png_export_refuses_a_folder_of_other_things(prepared, tmp_path):
 
 
 def test_png_names_are_free_of_the_contrast(tmp_path):
-    """The authors' code finds the masks by replacing the contrast's name in the path: it may be there once only."""
+    """The authors' code finds the masks by replacing the contrast's name in the path: it may be there once
+    only.
+    """
     write(tmp_path / "in" / "personT1x.nii.gz", brain_volume()[0])
-    prepare(tmp_path / "in", tmp_path / "out", png=tmp_path / "png")
+    export_png(prepare(tmp_path / "in", tmp_path / "out"), tmp_path / "png")
     names = [p.name for p in (tmp_path / "png" / "train").glob("*_T1.png")]
     assert names and all(n.count("T1") == 1 and "personx" in n for n in names)

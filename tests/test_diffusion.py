@@ -1,8 +1,9 @@
-"""Schedule, forward process, losses and reverse process: against the authors' own numbers and against the equations.
+"""Schedule, forward process, losses and reverse process: against the authors' own numbers and against the
+equations.
 
-data/parity_diffusion.npz holds (for two samples, of the reverse process the first four rows, which do not depend on the
-others) what the authors' published code (commit e76f546) computes on fixed inputs. Its `keep` has
-the authors' polarity: 1 = clean.
+data/parity_diffusion.npz holds (for two samples, of the reverse process the first four rows, which do not
+depend on the others) what the authors' published code (commit e76f546) computes on fixed inputs. Its `keep`
+has the authors' polarity: 1 = clean.
 """
 
 from pathlib import Path
@@ -59,7 +60,9 @@ def test_losses_are_the_authors(official):
 def test_papers_mask_loss_is_binary_cross_entropy(official):
     prediction, logits = stand_in(official["zt"], official["t"])
     mask = 1 - official["keep"].float()
-    latent, masked, total = denoising_losses(prediction, logits, official["z0"], mask, mask_loss="bce", mask_weight=0.3)
+    latent, masked, total = denoising_losses(
+        prediction, logits, official["z0"], mask, mask_loss="bce", mask_weight=0.3
+    )
     p = 1 / (1 + np.exp(-logits.double().numpy()))
     m = mask.double().numpy()
     expected = -(m * np.log(p) + (1 - m) * np.log(1 - p)).mean((1, 2, 3))
@@ -73,9 +76,13 @@ def test_papers_mask_loss_is_binary_cross_entropy(official):
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_reverse_process_is_the_authors(official, steps, eta):
     result = selective_reverse(
-        stand_in, official["ddim_start"], make_scheduler(), num_inference_steps=steps, eta=eta,
+        stand_in,
+        official["ddim_start"],
+        make_scheduler(),
+        num_inference_steps=steps,
+        eta=eta,
         step_noise=official["ddim_step_noise"],
-    )  # fmt: skip
+    )
     assert torch.equal(result.timesteps, official[f"ddim{steps}_timesteps"])
     torch.testing.assert_close(result.latent, official[f"ddim{steps}_eta{eta}"], atol=1e-5, rtol=0)
     assert torch.equal(result.replaced, official[f"ddim{steps}_eta{eta}_replaced"])
@@ -97,7 +104,9 @@ def test_reverse_process_repeats_with_a_generator():
     z0 = 2 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def run(seed):
-        return selective_reverse(stand_in, z0, make_scheduler(), eta=0.5, generator=torch.Generator().manual_seed(seed)).latent
+        return selective_reverse(
+            stand_in, z0, make_scheduler(), eta=0.5, generator=torch.Generator().manual_seed(seed)
+        ).latent
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))

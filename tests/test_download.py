@@ -33,7 +33,9 @@ IXI_MD5 = hashlib.md5(IXI).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves self.files; self.cut: so many GETs break off halfway; self.ranges: whether it can send the rest alone."""
+    """Serves self.files; self.cut: so many GETs break off halfway; self.ranges: whether it can send the rest
+    alone.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -92,9 +94,15 @@ def download(server, tmp_path):
 
     def run(name="ixi-t1", md5=IXI_MD5, path="", **variables):
         environment = {
-            **os.environ, "PATH": f"{path}{os.environ['PATH']}", "no_proxy": "*", "LC_ALL": "C",
-            "MADAD_IXI_URL": server.url, "MADAD_MSD_URL": server.url, "MADAD_MD5": md5, **variables,
-        }  # fmt: skip
+            **os.environ,
+            "PATH": f"{path}{os.environ['PATH']}",
+            "no_proxy": "*",
+            "LC_ALL": "C",
+            "MADAD_IXI_URL": server.url,
+            "MADAD_MSD_URL": server.url,
+            "MADAD_MD5": md5,
+            **variables,
+        }
         command = ["bash", str(SCRIPT), name, "--out", str(tmp_path / "data")]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
@@ -204,7 +212,9 @@ def test_too_little_space_is_seen_before_the_download(server, download, tmp_path
     tools = tmp_path / "tools"
     tools.mkdir()
     fake = tools / "df"  # 250 KiB free; the archive has 150 KiB and needs 5 % more unpacked
-    fake.write_text("#!/bin/sh\necho Filesystem 1024-blocks Used Available Capacity Mounted on\necho /d 9 8 250 9% /\n")
+    fake.write_text(
+        "#!/bin/sh\necho Filesystem 1024-blocks Used Available Capacity Mounted on\necho /d 9 8 250 9% /\n"
+    )
     fake.chmod(0o755)
     refused = download(path=f"{tools}:")
     assert refused.returncode == 1
@@ -242,7 +252,11 @@ def test_a_folder_of_the_users_own_is_left_alone(server, download):
 
 
 def test_the_single_folder_around_a_data_set_is_dropped(server, download):
-    names = ["Task01_BrainTumour/dataset.json", "Task01_BrainTumour/imagesTr/BRATS_001.nii.gz", "._Task01_BrainTumour"]
+    names = [
+        "Task01_BrainTumour/dataset.json",
+        "Task01_BrainTumour/imagesTr/BRATS_001.nii.gz",
+        "._Task01_BrainTumour",
+    ]
     server.files["/Task01_BrainTumour.tar"] = msd = archive(names)
     done = download("msd-brain", md5=hashlib.md5(msd).hexdigest())
     assert done.returncode == 0, done.stderr
@@ -252,7 +266,9 @@ def test_the_single_folder_around_a_data_set_is_dropped(server, download):
 
 @pytest.mark.parametrize("arguments", [[], ["oasis"], ["ixi-t1", "ixi-t2"], ["ixi-t1", "--out"], ["--fast"]])
 def test_wrong_use_names_the_help(arguments, tmp_path):
-    done = subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
     assert done.returncode == 2
     assert "--help" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -278,7 +294,9 @@ def test_atlas_steps_and_check(download):
     assert "openssl aes-256-cbc -md sha256 -d -a -in ATLAS_R2.0_encrypted.tar.gz" in done.stdout
 
     training = download.out / "atlas" / "ATLAS_2" / "Training"
-    masks = [training / "R001" / f"sub-r{i:03d}s001" / "ses-1" / "anat" / ATLAS_MASK.format(i) for i in range(655)]
+    masks = [
+        training / "R001" / f"sub-r{i:03d}s001" / "ses-1" / "anat" / ATLAS_MASK.format(i) for i in range(655)
+    ]
     images = [Path(str(m).replace("_label-L_desc-T1lesion_mask", "_T1w")) for m in masks]
     for path in masks + images:
         filled(path)

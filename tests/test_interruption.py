@@ -1,4 +1,6 @@
-"""kill -9 at any moment, a full disk, a folder that cannot be written to: what was saved stays usable, and a resume is exact."""
+"""kill -9 at any moment, a full disk, a folder that cannot be written to: what was saved stays usable, and a
+resume is exact.
+"""
 
 import contextlib
 import errno
@@ -19,19 +21,29 @@ import torch
 from diffusers import AutoencoderKL
 from tiny_models import make_tiny_known, tiny  # noqa: F401 (a fixture)
 
-from madad_lite import loop
+from madad_lite.autoencoder import make_autoencoder
 from madad_lite.cli import main
-from madad_lite.data import prepare_folder
-from madad_lite.latent import make_autoencoder
-from madad_lite.model import Denoiser
+from madad_lite.denoiser import Denoiser
+from madad_lite.files import save_model
 from madad_lite.plotting import read_log
-from madad_lite.runs import save_model
-from madad_lite.volumes import Grid
+from madad_lite.scans.grid import Grid
+from madad_lite.slices.folder import prepare_folder
+from madad_lite.training import loop
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # imported once, for all processes
-CONTEXT.set_forkserver_preload(["pytest", "madad_lite.detection", "madad_lite.plotting", "madad_lite.training"])
-BRIEF = ["size=tiny", "steps=9", "batch_size=2", "warmup_steps=1", "validate_every=4", "checkpoint_every=3", "ema_decay=0.9"]
+CONTEXT.set_forkserver_preload(
+    ["pytest", "madad_lite.detection.many_scans", "madad_lite.plotting", "madad_lite.training.denoiser"]
+)
+BRIEF = [
+    "size=tiny",
+    "steps=9",
+    "batch_size=2",
+    "warmup_steps=1",
+    "validate_every=4",
+    "checkpoint_every=3",
+    "ema_decay=0.9",
+]
 STAGES = {"autoencoder": [], "denoiser": ["variants=1", "dropout=0.1", "corruption_share=0.5"]}
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
@@ -47,7 +59,9 @@ def write_half(f, content: bytes) -> None:
 
 
 def on_change(folder: Path, act) -> None:
-    """act(number, file) just before every change in the folder: a file opened for writing, renamed or removed."""
+    """act(number, file) just before every change in the folder: a file opened for writing, renamed or
+    removed.
+    """
     numbers = itertools.count()
 
     def hook(event: str, arguments: tuple) -> None:
@@ -77,9 +91,13 @@ def happens(what: str, number: int, folder: Path) -> None:
 
         torch.save = save_half
     elif what == "killed while weights are written":
-        safetensors.torch.save_file = lambda tensors, path, **_: write_half(open(path, "wb"), safetensors.torch.save(tensors))
+        safetensors.torch.save_file = lambda tensors, path, **_: write_half(
+            open(path, "wb"), safetensors.torch.save(tensors)
+        )
     elif what == "killed while the log is written":
-        loop.Run.log = lambda run, **values: write_half(open(run.folder / "log.jsonl", "ab"), json.dumps(values).encode())
+        loop.Run.log = lambda run, **values: write_half(
+            open(run.folder / "log.jsonl", "ab"), json.dumps(values).encode()
+        )
     elif what == "read-only":
 
         def refuse(n, path):
@@ -127,7 +145,18 @@ def inputs(cohort, tmp_path_factory):
 
 def training(inputs: Path, stage: str, out: Path) -> list[str]:
     autoencoder = ["--autoencoder", str(inputs / "autoencoder")] if stage == "denoiser" else []
-    return ["train", stage, "--data", str(inputs / "data"), "--out", str(out), *autoencoder, "--set", *BRIEF, *STAGES[stage]]
+    return [
+        "train",
+        stage,
+        "--data",
+        str(inputs / "data"),
+        "--out",
+        str(out),
+        *autoencoder,
+        "--set",
+        *BRIEF,
+        *STAGES[stage],
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +172,22 @@ def same(a: Path, b: Path, stage: str) -> None:
     """Weights to the last bit, and the log."""
     assert read_log(a) == read_log(b) and not list(a.rglob("*.part"))
     for name in ("best", "last"):
-        x, y = ((AutoencoderKL if stage == "autoencoder" else Denoiser).from_pretrained(r / name) for r in (a, b))
-        assert all(torch.equal(p, q) for p, q in zip(x.state_dict().values(), y.state_dict().values(), strict=True))
-        assert {k: v for k, v in x.config.items() if k[0] != "_"} == {k: v for k, v in y.config.items() if k[0] != "_"}
+        x, y = (
+            (AutoencoderKL if stage == "autoencoder" else Denoiser).from_pretrained(r / name) for r in (a, b)
+        )
+        assert all(
+            torch.equal(p, q) for p, q in zip(x.state_dict().values(), y.state_dict().values(), strict=True)
+        )
+        assert {k: v for k, v in x.config.items() if k[0] != "_"} == {
+            k: v for k, v in y.config.items() if k[0] != "_"
+        }
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_again_and_again_a_training_ends_with_the_same_weights(stage, inputs, whole, tmp_path):
-    """One process after the other goes on where the last was killed; how far each gets is drawn, with a fixed seed."""
+    """One process after the other goes on where the last was killed; how far each gets is drawn, with a fixed
+    seed.
+    """
     draw = random.Random(stage)
     words = training(inputs, stage, tmp_path / "run")
     kills = [
@@ -199,10 +236,18 @@ def test_a_full_disk_is_reported_in_one_line_and_a_resume_is_exact(inputs, whole
     out = tmp_path / "run"
     words = training(inputs, "denoiser", out)
     code, said = run(words, ("disk full", 1000))
-    assert code == 2 and said.startswith(f"madad train: {out}/latents/train-") and "cannot be written (File too large)" in said
+    assert (
+        code == 2
+        and said.startswith(f"madad train: {out}/latents/train-")
+        and "cannot be written (File too large)" in said
+    )
     assert run([*words, "--resume"], ("killed at a step", 5))[0] == -signal.SIGKILL
     code, said = run([*words, "--resume"], ("disk full", 50_000))
-    assert code == 2 and said.startswith(f"madad train: {out}/best: cannot be written (") and "make room on the disk" in said
+    assert (
+        code == 2
+        and said.startswith(f"madad train: {out}/best: cannot be written (")
+        and "make room on the disk" in said
+    )
     Denoiser.from_pretrained(out / "best")  # the one before
     (out / "checkpoint.pt.part").symlink_to("/dev/full")
     code, said = run([*words, "--resume"])
@@ -223,6 +268,8 @@ def test_a_folder_that_cannot_be_written_to_is_reported_in_one_line(stage, input
     words = training(inputs, stage, tmp_path / "run")
     assert run(words, ("killed at a step", 5))[0] == -signal.SIGKILL
     code, said = run([*words, "--resume"], ("read-only", 8))  # all of a sudden
-    assert code == 2 and said.startswith(f"madad train: {tmp_path}/run/") and "(Read-only file system)" in said
+    assert (
+        code == 2 and said.startswith(f"madad train: {tmp_path}/run/") and "(Read-only file system)" in said
+    )
     assert run([*words, "--resume"])[0] == 0
     same(tmp_path / "run", whole[stage], stage)

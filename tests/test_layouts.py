@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from madad_lite.layouts import contrast_of, find_scans
-from madad_lite.splits import split_subjects
-from madad_lite.volumes import ScanError
+from madad_lite.errors import ScanError
+from madad_lite.scans.find import contrast_of, find_scans
+from madad_lite.slices.splits import split_subjects
 
 
 def touch(folder, *names):
@@ -23,17 +23,27 @@ def touch(folder, *names):
 @pytest.mark.parametrize(
     ("name", "contrast"),
     [
-        ("IXI002-Guys-0828-T1", "t1"), ("sub-0001_ce-gadolinium_T1w", "t1ce"), ("BraTS2021_00000_t1ce", "t1ce"),
-        ("pat0001_t1c", "t1ce"), ("patient19_t1post", "t1ce"), ("T1w", "t1"), ("t1gd", "t1ce"),
-        ("sub-1_FLAIR", "flair"), ("x_T2w", "t2"), ("BRATS_001", None), ("BraTS-GLI-00000-000-t2f", "flair"),
+        ("IXI002-Guys-0828-T1", "t1"),
+        ("sub-0001_ce-gadolinium_T1w", "t1ce"),
+        ("BraTS2021_00000_t1ce", "t1ce"),
+        ("pat0001_t1c", "t1ce"),
+        ("patient19_t1post", "t1ce"),
+        ("T1w", "t1"),
+        ("t1gd", "t1ce"),
+        ("sub-1_FLAIR", "flair"),
+        ("x_T2w", "t2"),
+        ("BRATS_001", None),
+        ("BraTS-GLI-00000-000-t2f", "flair"),
     ],
-)  # fmt: skip
+)
 def test_contrast_from_name(name, contrast):
     assert contrast_of(name) == contrast
 
 
 def test_ixi(tmp_path):
-    touch(tmp_path, "IXI002-Guys-0828-T1.nii.gz", "IXI012-HH-1211_T1_brain.nii.gz", "IXI002-Guys-0828-T2.nii.gz")
+    touch(
+        tmp_path, "IXI002-Guys-0828-T1.nii.gz", "IXI012-HH-1211_T1_brain.nii.gz", "IXI002-Guys-0828-T2.nii.gz"
+    )
     scans = find_scans(tmp_path)
     assert [(s.scan_id, s.subject, s.group, s.lesion) for s in scans] == [
         ("IXI002-Guys-0828-T1", "IXI002", "normal", None),
@@ -47,19 +57,29 @@ def test_atlas(tmp_path):
         stem = f"{subject}_ses-1_space-MNI152NLin2009aSym"
         names = f"{stem}_T1w.nii.gz", f"{stem}_label-L_desc-T1lesion_mask.nii.gz"
         touch(tmp_path / "Training/R001" / subject / "ses-1/anat", *names)
-    touch(tmp_path, "Testing/R001/sub-r099s001/ses-1/anat/sub-r099s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz")
+    touch(
+        tmp_path,
+        "Testing/R001/sub-r099s001/ses-1/anat/sub-r099s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz",
+    )
     scans = find_scans(tmp_path)
     assert [(s.subject, s.group, s.lesion is not None) for s in scans] == [
-        ("sub-r001s001", "patient", True), ("sub-r001s002", "patient", True), ("sub-r099s001", "patient", False),
-    ]  # fmt: skip
-    assert scans[0].lesion.name == "sub-r001s001_ses-1_space-MNI152NLin2009aSym_label-L_desc-T1lesion_mask.nii.gz"
+        ("sub-r001s001", "patient", True),
+        ("sub-r001s002", "patient", True),
+        ("sub-r099s001", "patient", False),
+    ]
+    assert (
+        scans[0].lesion.name
+        == "sub-r001s001_ses-1_space-MNI152NLin2009aSym_label-L_desc-T1lesion_mask.nii.gz"
+    )
     assert scans[0].brain is None
 
 
 def test_bids_masks_stay_in_their_session(tmp_path):
     for ses in ("ses-1", "ses-2"):
         touch(tmp_path, f"sub-1/anat/sub-1_{ses}_T1w.nii.gz")
-    touch(tmp_path, "sub-1/anat/sub-1_ses-2_label-lesion_mask.nii.gz", "sub-1/anat/sub-1_desc-brain_mask.nii.gz")
+    touch(
+        tmp_path, "sub-1/anat/sub-1_ses-2_label-lesion_mask.nii.gz", "sub-1/anat/sub-1_desc-brain_mask.nii.gz"
+    )
     first, second = find_scans(tmp_path)
     assert first.lesion is None and second.lesion.name == "sub-1_ses-2_label-lesion_mask.nii.gz"
     assert first.brain == second.brain and first.subject == second.subject == "sub-1"
@@ -77,7 +97,10 @@ def test_brats(tmp_path):
 
 def test_brats_visits_of_one_person(tmp_path):
     for visit in ("000", "001"):
-        touch(tmp_path, *(f"BraTS-GLI-00005-{visit}/BraTS-GLI-00005-{visit}-{c}.nii.gz" for c in ("t1n", "t1c", "seg")))
+        touch(
+            tmp_path,
+            *(f"BraTS-GLI-00005-{visit}/BraTS-GLI-00005-{visit}-{c}.nii.gz" for c in ("t1n", "t1c", "seg")),
+        )
     scans = find_scans(tmp_path)
     assert [s.subject for s in scans] == ["BraTS-GLI-00005"] * 2 and all(s.lesion for s in scans)
     assert find_scans(tmp_path, "t1ce")[0].image.name == "BraTS-GLI-00005-000-t1c.nii.gz"
@@ -86,7 +109,9 @@ def test_brats_visits_of_one_person(tmp_path):
 def test_glioma_and_ms(tmp_path):
     visit = "brats_2013_pat0001_1"
     touch(tmp_path / "glioma" / visit, *(f"{visit}_{c}.nii.gz" for c in ("flair", "t1c", "seg")))
-    touch(tmp_path / "ms/patient07", *(f"patient07_{c}.nii.gz" for c in ("t1", "t1post", "t2", "flair", "seg")))
+    touch(
+        tmp_path / "ms/patient07", *(f"patient07_{c}.nii.gz" for c in ("t1", "t1post", "t2", "flair", "seg"))
+    )
     (glioma,), (ms,) = find_scans(tmp_path / "glioma", "flair"), find_scans(tmp_path / "ms", "t1ce")
     assert (glioma.subject, glioma.lesion.name) == ("brats_2013_pat0001", "brats_2013_pat0001_1_seg.nii.gz")
     assert (ms.subject, ms.image.name) == ("patient07", "patient07_t1post.nii.gz")
@@ -105,7 +130,11 @@ def test_msd(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(described))
     for channel, contrast in enumerate(("flair", "t1", "t1ce", "t2")):
         (scan,) = find_scans(tmp_path, contrast)
-        assert (scan.channel, scan.image.name, scan.lesion.parent.name) == (channel, "BRATS_001.nii.gz", "labelsTr")
+        assert (scan.channel, scan.image.name, scan.lesion.parent.name) == (
+            channel,
+            "BRATS_001.nii.gz",
+            "labelsTr",
+        )
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(ScanError, match="dataset.json: does not describe"):
         find_scans(tmp_path)
@@ -122,7 +151,10 @@ def test_plain(tmp_path):
 
 def test_plain_same_names_get_different_ids(tmp_path):
     touch(tmp_path, "a/T1.nii.gz", "b/T1.nii.gz")
-    assert [(s.scan_id, s.subject) for s in find_scans(tmp_path)] == [("a-T1.nii.gz", "a"), ("b-T1.nii.gz", "b")]
+    assert [(s.scan_id, s.subject) for s in find_scans(tmp_path)] == [
+        ("a-T1.nii.gz", "a"),
+        ("b-T1.nii.gz", "b"),
+    ]
 
 
 def test_group_from_participants_table(tmp_path):

@@ -1,6 +1,8 @@
-"""What the demo's short training learns, on subjects it has not seen: more than chance, more than an untrained network.
+"""What the demo's short training learns, on subjects it has not seen: more than chance, more than an
+untrained network.
 
-At 4 mm, so that it takes a minute or two; the seeds are fixed, and nothing here was chosen on the subjects it is measured on.
+At 4 mm, so that it takes a minute or two; the seeds are fixed, and nothing here was chosen on the subjects it
+is measured on.
 """
 
 from dataclasses import asdict
@@ -8,18 +10,18 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from madad_lite.baselines import BASELINES
-from madad_lite.data import prepare_folder
-from madad_lite.demo import short_training
+from madad_lite.demo.run import short_training
+from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import make_scheduler, masked_forward
-from madad_lite.evaluation import load_split
+from madad_lite.evaluation.compare import load_split
+from madad_lite.evaluation.metrics import auroc, average_precision
+from madad_lite.family import BASELINES
 from madad_lite.masking import brain_cells, random_patch_mask
-from madad_lite.metrics import auroc, average_precision
-from madad_lite.model import Denoiser
-from madad_lite.phantom import write_cohort
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.recipes import RECIPES
-from madad_lite.volumes import Grid
+from madad_lite.scans.grid import Grid
+from madad_lite.simulation.cohort import write_cohort
+from madad_lite.slices.folder import prepare_folder
+from madad_lite.training.settings import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,9 @@ def test_noised_patches_are_healed(learned):
     trained, untrained, test = learned
     generator = torch.Generator().manual_seed(1)
     z0 = trained.encode(test.image)
-    mask = random_patch_mask(len(z0), z0.shape[-2:], brain=brain_cells(test.brain, z0.shape[-2:], 0.5), generator=generator)
+    mask = random_patch_mask(
+        len(z0), z0.shape[-2:], brain=brain_cells(test.brain, z0.shape[-2:], 0.5), generator=generator
+    )
     t = torch.full((len(z0),), 9)
     z_t = masked_forward(z0, torch.randn(z0.shape, generator=generator), mask, t, make_scheduler())
     marked = mask.bool().expand_as(z0)
@@ -68,7 +72,12 @@ def test_lesions_are_found_better_than_by_an_untrained_network_or_the_reconstruc
     trained, untrained, test = learned
     ap = {}
     for name, pipe in (("trained", trained), ("untrained", untrained)):
-        run = dict(brain=test.brain, volumes=test.subjects, generator=torch.Generator().manual_seed(0), progress=False)
+        run = dict(
+            brain=test.brain,
+            volumes=test.subjects,
+            generator=torch.Generator().manual_seed(0),
+            progress=False,
+        )
         output = pipe(test.image, **run)
         ap[name] = average_precision(output.anomaly_map, test.lesion, test.brain)
     error = BASELINES["reconstruction"](trained, test.image, test.brain)

@@ -1,4 +1,6 @@
-"""A folder of scans: shared by processes, resumed without doing anything twice, and no bad scan stops the others."""
+"""A folder of scans: shared by processes, resumed without doing anything twice, and no bad scan stops the
+others.
+"""
 
 import errno
 import multiprocessing
@@ -13,17 +15,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from madad_lite import detection
+from madad_lite.autoencoder import make_autoencoder
 from madad_lite.cli import main
+from madad_lite.denoiser import Denoiser
+from madad_lite.detection import many_scans
+from madad_lite.detection.many_scans import ENDINGS, scans_in
 from madad_lite.diffusion import make_scheduler
-from madad_lite.latent import make_autoencoder
-from madad_lite.model import Denoiser
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.volumes import Grid
+from madad_lite.scans.grid import Grid
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # imported once, for all processes
-CONTEXT.set_forkserver_preload(["pytest", "madad_lite.detection", "madad_lite.plotting", "madad_lite.training"])
+CONTEXT.set_forkserver_preload(
+    ["pytest", "madad_lite.detection.many_scans", "madad_lite.plotting", "madad_lite.training.denoiser"]
+)
 GOOD = ("a", "c", "d", "e")
 
 
@@ -33,7 +38,9 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model") / "model"
     grid = Grid(spacing=4.0, size=48).to_dict()
-    MadAdPipeline(make_autoencoder(), Denoiser.of_size("nano"), make_scheduler(), grid=grid).save_pretrained(folder)
+    MadAdPipeline(make_autoencoder(), Denoiser.of_size("nano"), make_scheduler(), grid=grid).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -64,14 +71,32 @@ def whole(scans, model, tmp_path_factory):
     """The results of one process, not interrupted."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert main(words(scans, out, model)) == 1
-    assert {p.name for p in out.iterdir()} == {f"{s}{ending}" for s in GOOD for ending in detection.ENDINGS.values()}
+    assert {p.name for p in out.iterdir()} == {f"{s}{ending}" for s in GOOD for ending in ENDINGS.values()}
     return out
 
 
 def launch(arguments: list[str]) -> subprocess.CompletedProcess:
     """`accelerate launch` with two processes on the CPU; --multi_gpu is its word for several processes."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "madad_lite.cli"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    options = [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "-m",
+        "madad_lite.cli",
+    ]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     return subprocess.run([*command, *options, *arguments], env=env, capture_output=True, text=True)
 
@@ -89,10 +114,14 @@ def test_two_processes_share_a_folder_and_a_bad_scan_stops_neither(scans, model,
 def test_the_shares_are_disjoint_and_together_everything(scans, model, tmp_path, monkeypatch):
     healed = {0: [], 1: []}
     for rank in healed:
-        state = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=rank == 0, device=torch.device("cpu"))
+        state = SimpleNamespace(
+            process_index=rank, num_processes=2, is_main_process=rank == 0, device=torch.device("cpu")
+        )
         state.wait_for_everyone = lambda: None
-        monkeypatch.setattr(detection, "processes", lambda state=state: state)
-        monkeypatch.setattr(detection, "_write", lambda output, scan, out, rank=rank: healed[rank].append(scan.name[0]))
+        monkeypatch.setattr(many_scans, "processes", lambda state=state: state)
+        monkeypatch.setattr(
+            many_scans, "_write", lambda output, scan, out, rank=rank: healed[rank].append(scan.name[0])
+        )
         main(words(scans, tmp_path / "out", model))
     assert healed == {0: ["a", "c", "e"], 1: ["d"]}
 
@@ -121,8 +150,12 @@ def run_killed(number: int, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [6, 9, 10])
-def test_an_interrupted_run_is_resumed_and_nothing_is_done_twice(number, scans, model, whole, tmp_path, capsys):
-    """Killed within c.nii.gz: before its first part is whole, and between the files of which each takes its place."""
+def test_an_interrupted_run_is_resumed_and_nothing_is_done_twice(
+    number, scans, model, whole, tmp_path, capsys
+):
+    """Killed within c.nii.gz: before its first part is whole, and between the files of which each takes its
+    place.
+    """
     out = tmp_path / "out"
     run_killed(number, words(scans, out, model))
     before = {f: f.stat().st_mtime_ns for f in out.glob("a_*")}
@@ -154,11 +187,13 @@ def test_what_is_there_is_kept_unless_told_otherwise(scans, model, whole, capsys
     assert {f.name[0] for f in whole.iterdir() if f.stat().st_mtime_ns != before[f]} == {"a"}
 
 
-def test_a_full_disk_names_the_file_and_leaves_no_half_results(scans, model, whole, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_names_the_file_and_leaves_no_half_results(
+    scans, model, whole, tmp_path, monkeypatch, capsys
+):
     def full(image, path, force=False):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(detection, "save_nifti", full)
+    monkeypatch.setattr(many_scans, "save_nifti", full)
     assert main(words(scans / "a.nii.gz", tmp_path / "out", model)) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{tmp_path}/out/a_anomaly.nii.gz: cannot be written (No space left on device); make room" in said
@@ -173,13 +208,24 @@ def test_a_full_disk_names_the_file_and_leaves_no_half_results(scans, model, who
 
 
 def test_scans_of_a_folder(tmp_path):
-    others = ("a_anomaly.nii.gz", "a_healed.nii.gz", ".part-a.nii.gz", "a_report.png", "a_brain_mask.nii.gz", "b_Seg.nii")
+    others = (
+        "a_anomaly.nii.gz",
+        "a_healed.nii.gz",
+        ".part-a.nii.gz",
+        "a_report.png",
+        "a_brain_mask.nii.gz",
+        "b_Seg.nii",
+    )
     for name in ("b.nii", "a.nii.gz", "sub/c.nii.gz", *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(p.relative_to(tmp_path)) for p in detection.scans_in([tmp_path])] == ["a.nii.gz", "b.nii", "sub/c.nii.gz"]
+    assert [str(p.relative_to(tmp_path)) for p in scans_in([tmp_path])] == [
+        "a.nii.gz",
+        "b.nii",
+        "sub/c.nii.gz",
+    ]
     given = tmp_path / "a_healed.nii.gz"  # by name, whatever it is called
-    assert detection.scans_in([str(given)]) == [given]
+    assert scans_in([str(given)]) == [given]
 
 
 def test_two_scans_of_one_name(scans, model, tmp_path, capsys):
@@ -205,4 +251,6 @@ def test_whatever_is_wrong_with_a_scan_the_others_are_done(scans, model, tmp_pat
     assert main(words(scans, tmp_path / "out", model)) == 1
     assert len(content(tmp_path / "out")) == 2 * 3
     said = capsys.readouterr().err
-    assert "3 of 5 scans done, 2 failed" in said and f"  {scans}/a.nii.gz: RuntimeError: out of memory\n" in said
+    assert (
+        "3 of 5 scans done, 2 failed" in said and f"  {scans}/a.nii.gz: RuntimeError: out of memory\n" in said
+    )

@@ -40,7 +40,9 @@ def test_sides_follow_their_probabilities_independently_in_both_directions():
 
 
 def test_ratio_is_uniform_up_to_the_largest():
-    ratios = torch.cat([draw(seed, sides=(1,), side_probabilities=(1.0,)).mean((1, 2, 3)) for seed in range(20)])
+    ratios = torch.cat(
+        [draw(seed, sides=(1,), side_probabilities=(1.0,)).mean((1, 2, 3)) for seed in range(20)]
+    )
     assert ratios.max() <= 0.4 + 1 / 576
     assert abs(ratios.mean() - 0.2) < 0.01 and abs(ratios.std() - 0.4 / 12**0.5) < 0.01
 

@@ -1,4 +1,6 @@
-"""Metrics: against the authors' own numbers, scikit-learn, plain loops over all thresholds, and cases done by hand."""
+"""Metrics: against the authors' own numbers, scikit-learn, plain loops over all thresholds, and cases done by
+hand.
+"""
 
 import json
 import tracemalloc
@@ -10,7 +12,7 @@ import torch
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from madad_lite import counts, metrics
+from madad_lite.evaluation import counts, metrics
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +46,18 @@ def plain_per_image(score, truth, brain):
     return np.array([[plain_dice((s >= t) & b, r & b) for t in metrics.THRESHOLDS] for s, r, b in rows])
 
 
-# --- the authors' numbers -------------------------------------------------------------------------------------------
+# --- the authors' numbers
+# -------------------------------------------------------------------------------------------
 
 
 def test_metrics_are_the_authors(official):
     score, truth = official["score_map"], official["metric_truth"]
-    assert metrics.per_image_max_dice(score, truth)[0] == pytest.approx(official["metric_dice_per_image_max"], abs=1e-5)
-    assert metrics.pooled_max_dice(score, truth)[0] == pytest.approx(official["metric_dice_pooled_max"], abs=1e-5)
+    assert metrics.per_image_max_dice(score, truth)[0] == pytest.approx(
+        official["metric_dice_per_image_max"], abs=1e-5
+    )
+    assert metrics.pooled_max_dice(score, truth)[0] == pytest.approx(
+        official["metric_dice_pooled_max"], abs=1e-5
+    )
     assert metrics.average_precision(score, truth) == pytest.approx(official["metric_ap"], abs=1e-5)
     assert metrics.auroc(score, truth) == pytest.approx(official["metric_auroc"], abs=1e-5)
 
@@ -62,9 +69,11 @@ def test_evaluate_gives_the_authors_numbers(official):
         assert result[ours] == pytest.approx(official[f"metric_{theirs}"], abs=1e-5)
 
 
-# --- by hand --------------------------------------------------------------------------------------------------------
+# --- by hand
+# --------------------------------------------------------------------------------------------------------
 
-# slice 0: found in this order: lesion, healthy, lesion, healthy. slice 1: lesion last but one. slice 2: no lesion
+# slice 0: found in this order: lesion, healthy, lesion, healthy. slice 1: lesion last but one. slice 2: no
+# lesion
 SCORE = np.array([[[0.9, 0.8, 0.6, 0.1]], [[0.7, 0.2, 0.5, 0.05]], [[0.15, 0.0, 0.0, 0.0]]], dtype=np.float32)
 TRUTH = np.array([[[1, 0, 1, 0]], [[0, 1, 0, 0]], [[0, 0, 0, 0]]])
 
@@ -110,7 +119,11 @@ def test_nothing_to_find():
 def test_perfect_constant_and_reversed_scores():
     truth = cohort()[1]
     assert metrics.pooled_max_dice(truth.astype(float), truth) == (1.0, 0.5)
-    assert metrics.average_precision(truth.astype(float), truth) == metrics.auroc(truth.astype(float), truth) == 1
+    assert (
+        metrics.average_precision(truth.astype(float), truth)
+        == metrics.auroc(truth.astype(float), truth)
+        == 1
+    )
     share = truth.mean()
     constant = np.full(truth.shape, 0.3)
     assert metrics.pooled_max_dice(constant, truth)[0] == pytest.approx(2 * share / (1 + share))
@@ -127,7 +140,8 @@ def test_only_the_brain_counts():
         assert metric(score, truth, brain) == metric(changed, moved, brain) != metric(score, truth)
 
 
-# --- plain loops ----------------------------------------------------------------------------------------------------
+# --- plain loops
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [None, 10])  # with 10 steps most scores are tied
@@ -137,7 +151,10 @@ def test_against_plain_loops(seed, steps):
     inside, lesion = score[brain], (truth & brain)[brain]
     dice, threshold = metrics.pooled_max_dice(score, truth, brain)
     assert dice == pytest.approx(max(plain_dice(inside >= t, lesion) for t in np.unique(inside)))
-    for found in (inside >= threshold, inside > threshold):  # a threshold between two scores: both readings agree
+    for found in (
+        inside >= threshold,
+        inside > threshold,
+    ):  # a threshold between two scores: both readings agree
         assert plain_dice(found, lesion) == pytest.approx(dice)
     expected = average_precision_score(lesion, inside)
     assert metrics.average_precision(score, truth, brain) == pytest.approx(expected, abs=1e-12)
@@ -145,7 +162,9 @@ def test_against_plain_loops(seed, steps):
 
     each = plain_per_image(score, truth, brain)
     dice, threshold = metrics.per_image_max_dice(score, truth, brain)
-    assert dice == pytest.approx(each.mean(0).max()) and threshold == metrics.THRESHOLDS[each.mean(0).argmax()]
+    assert (
+        dice == pytest.approx(each.mean(0).max()) and threshold == metrics.THRESHOLDS[each.mean(0).argmax()]
+    )
     rows = [(s, r & b, b) for s, r, b in zip(score, truth, brain) if (r & b).any()]
     own = [max(plain_dice((s >= t) & b, r) for t in np.unique(s[b])) for s, r, b in rows]
     assert metrics.own_threshold_dice(score, truth, brain) == pytest.approx(np.mean(own))
@@ -179,7 +198,8 @@ def test_arrays_and_tensors_with_and_without_a_channel():
     assert metrics.auroc(half, truth) == metrics.auroc(half.detach().float().numpy(), truth)
 
 
-# --- lesion size ----------------------------------------------------------------------------------------------------
+# --- lesion size
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_sizes_are_shares_of_the_brain():
@@ -190,7 +210,13 @@ def test_sizes_are_shares_of_the_brain():
         truth[i].ravel()[:voxels] = True
     truth[0, 15] = True  # outside the brain
     assert metrics.lesion_size(truth, brain).tolist() == ["", "small", "medium", "medium", "large"]
-    assert metrics.lesion_size(truth, brain, limits=(0.02, 0.2)).tolist() == ["", "small", "small", "medium", "medium"]
+    assert metrics.lesion_size(truth, brain, limits=(0.02, 0.2)).tolist() == [
+        "",
+        "small",
+        "small",
+        "medium",
+        "medium",
+    ]
 
 
 def test_sizes_part_the_lesion_slices():
@@ -214,7 +240,9 @@ def test_sizes_without_a_threshold_use_the_best_pooled_one_of_all():
     score, truth, brain, _ = cohort()
     best = metrics.pooled_max_dice(score, truth, brain)[1]
     assert metrics.by_lesion_size(score, truth, brain) == metrics.by_lesion_size(score, truth, brain, best)
-    assert metrics.evaluate(score, truth, brain=brain)["by_size"] == metrics.by_lesion_size(score, truth, brain, best)
+    assert metrics.evaluate(score, truth, brain=brain)["by_size"] == metrics.by_lesion_size(
+        score, truth, brain, best
+    )
 
 
 def test_a_size_that_does_not_occur_is_none():
@@ -224,12 +252,15 @@ def test_a_size_that_does_not_occur_is_none():
     assert all(v is None for k, v in result["small"].items() if k != "n")
 
 
-# --- intervals ------------------------------------------------------------------------------------------------------
+# --- intervals
+# ------------------------------------------------------------------------------------------------------
 
 FUNCTIONS = {
     "pooled_max_dice": lambda s, t, b: metrics.pooled_max_dice(s, t, b)[0],
     "per_image_max_dice": lambda s, t, b: metrics.per_image_max_dice(s, t, b)[0],
-    "per_lesion_image_max_dice": lambda s, t, b: metrics.per_image_max_dice(*(v[t.any((1, 2))] for v in (s, t, b)))[0],
+    "per_lesion_image_max_dice": lambda s, t, b: metrics.per_image_max_dice(
+        *(v[t.any((1, 2))] for v in (s, t, b))
+    )[0],
     "per_image_own_threshold_dice": metrics.own_threshold_dice,
     "ap": metrics.average_precision,
     "auroc": metrics.auroc,
@@ -269,7 +300,9 @@ def test_intervals_are_repeatable_and_wider_at_a_higher_level():
 
 
 def test_intervals_cover_the_truth():
-    """Forty subjects of a population: a 90 % interval holds the population's own value about nine times in ten."""
+    """Forty subjects of a population: a 90 % interval holds the population's own value about nine times in
+    ten.
+    """
     rng = np.random.default_rng(0)
     truth = rng.random((600, 8, 8)) < 0.3
     strength = rng.random((600, 1, 1))  # some subjects' lesions are easier to see
@@ -304,7 +337,9 @@ def test_difference_is_taken_on_the_same_resamples():
     assert backwards == pytest.approx([-high, -low])
     single = metrics.bootstrap_interval("ap", score, truth, subjects, **options)
     assert high - low < single[1] - single[0]  # what is common to both cancels
-    by_function = metrics.difference_interval(metrics.average_precision, better, score, truth, subjects, **options)
+    by_function = metrics.difference_interval(
+        metrics.average_precision, better, score, truth, subjects, **options
+    )
     assert by_function == pytest.approx([low, high], abs=1e-9)
 
 
@@ -312,13 +347,18 @@ def test_difference_with_a_threshold_for_each_method():
     score, truth, brain, subjects = cohort()
     halved = score / 2
     options = {"brain": brain, "n": 30}
-    same = metrics.difference_interval("pooled_dice", score, halved, truth, subjects, threshold=(0.6, 0.3), **options)
+    same = metrics.difference_interval(
+        "pooled_dice", score, halved, truth, subjects, threshold=(0.6, 0.3), **options
+    )
     assert same == [0.0, 0.0]
-    other = metrics.difference_interval("pooled_dice", score, halved, truth, subjects, threshold=0.6, **options)
+    other = metrics.difference_interval(
+        "pooled_dice", score, halved, truth, subjects, threshold=0.6, **options
+    )
     assert other[0] > 0
 
 
-# --- false positives ------------------------------------------------------------------------------------------------
+# --- false positives
+# ------------------------------------------------------------------------------------------------
 
 
 def test_false_positive_volume_of_normal_subjects():
@@ -344,7 +384,8 @@ def test_no_normal_subject_is_none():
     assert result == {"subjects": 0, "brain_share": None, "mean_ml": None, "median_ml": None, "max_ml": None}
 
 
-# --- evaluate and table ---------------------------------------------------------------------------------------------
+# --- evaluate and table
+# ---------------------------------------------------------------------------------------------
 
 
 def test_evaluate_holds_everything_and_is_json():
@@ -368,7 +409,9 @@ def test_evaluate_holds_everything_and_is_json():
             value, interval = (at[name.removesuffix("_dice") + end] for end in ("", "_interval"))
         else:
             value, interval = result[name], result[f"{name}_interval"]
-        assert interval == metrics.bootstrap_interval(name, score, truth, subjects, brain=brain, threshold=0.55, n=50)
+        assert interval == metrics.bootstrap_interval(
+            name, score, truth, subjects, brain=brain, threshold=0.55, n=50
+        )
         assert interval[0] < value < interval[1]
     false = metrics.false_positive_volume(score, truth, subjects, 0.55, brain=brain, spacing=2.0)
     assert result["false_positives"] == false and false["subjects"] == 3
@@ -382,8 +425,12 @@ def test_evaluate_holds_everything_and_is_json():
 def test_evaluate_without_options_gives_no_more_than_it_knows():
     score, truth, _, subjects = cohort()
     plain = metrics.evaluate(score, truth)
-    assert not [k for k in plain if "interval" in k or "validation" in k or k in ("subjects", "false_positives")]
-    assert not [k for k in metrics.evaluate(score, truth, subjects=subjects, intervals=False) if "interval" in k]
+    assert not [
+        k for k in plain if "interval" in k or "validation" in k or k in ("subjects", "false_positives")
+    ]
+    assert not [
+        k for k in metrics.evaluate(score, truth, subjects=subjects, intervals=False) if "interval" in k
+    ]
     one = metrics.evaluate(score, truth, subjects=["a"] * len(score))  # one subject: no interval
     assert one["subjects"] == 1 and not [k for k in one if "interval" in k]
 
@@ -434,7 +481,8 @@ def test_a_thousand_large_slices_need_little_more_memory_than_they_take():
     assert result["auroc"] == pytest.approx(0.75, abs=1e-3)
 
 
-# --- bad input ------------------------------------------------------------------------------------------------------
+# --- bad input
+# ------------------------------------------------------------------------------------------------------
 
 EMPTY = np.zeros_like(TRUTH)
 
@@ -462,10 +510,19 @@ EMPTY = np.zeros_like(TRUTH)
         (lambda: metrics.bootstrap_interval("ap", SCORE, TRUTH, ["a", "b"]), "one subject a slice"),
         (lambda: metrics.bootstrap_interval("ap", SCORE, TRUTH, ["a"] * 3), "two subjects"),
         (lambda: metrics.bootstrap_interval(metrics.auroc, SCORE, TRUTH, ["a"] * 3), "two subjects"),
-        (lambda: metrics.bootstrap_interval("f1", SCORE, TRUTH, [0, 1, 2]), "metric is one of pooled_max_dice"),
-        (lambda: metrics.bootstrap_interval("pooled_dice", SCORE, TRUTH, [0, 1, 2]), "pooled_dice needs a threshold"),
+        (
+            lambda: metrics.bootstrap_interval("f1", SCORE, TRUTH, [0, 1, 2]),
+            "metric is one of pooled_max_dice",
+        ),
+        (
+            lambda: metrics.bootstrap_interval("pooled_dice", SCORE, TRUTH, [0, 1, 2]),
+            "pooled_dice needs a threshold",
+        ),
         (lambda: metrics.bootstrap_interval("ap", SCORE, EMPTY, [0, 1, 2]), "no lesion voxel"),
-        (lambda: metrics.bootstrap_interval("per_image_max_dice", 2 * SCORE, TRUTH, [0, 1, 2]), "thresholds lie"),
+        (
+            lambda: metrics.bootstrap_interval("per_image_max_dice", 2 * SCORE, TRUTH, [0, 1, 2]),
+            "thresholds lie",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -473,18 +530,29 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-# --- batch by batch ---------------------------------------------------------------------------------------------------
+# --- batch by batch
+# ---------------------------------------------------------------------------------------------------
 
 
 def smooth_maps(n=60, size=64, seed=0, contrast=0.3):
-    """Maps as a detector gives them: most voxels near 0, lesions not well separated, some clipped at 1, 0 outside."""
+    """Maps as a detector gives them: most voxels near 0, lesions not well separated, some clipped at 1, 0
+    outside.
+    """
     rng = np.random.default_rng(seed)
     y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
     brain = np.broadcast_to((x / 0.36) ** 2 + (y / 0.44) ** 2 < 1, (n, size, size))
     centre, radius = rng.uniform(-0.2, 0.2, (2, n, 1, 1)), rng.uniform(0.03, 0.12, (n, 1, 1))
-    truth = ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2) & (np.arange(n) % 3 > 0)[:, None, None] & brain
+    truth = (
+        ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2)
+        & (np.arange(n) % 3 > 0)[:, None, None]
+        & brain
+    )
     noise = rng.gamma(0.5, 0.1, (n, size, size)) + contrast * truth * rng.random((n, 1, 1))
-    return (np.clip(ndimage.gaussian_filter(noise, (0, 1, 1)) * 2, 0, 1) * brain).astype(np.float32), truth, brain
+    return (
+        (np.clip(ndimage.gaussian_filter(noise, (0, 1, 1)) * 2, 0, 1) * brain).astype(np.float32),
+        truth,
+        brain,
+    )
 
 
 @pytest.mark.parametrize("contrast", [0.0, 0.1, 0.3, 3.0])
@@ -501,7 +569,9 @@ def test_a_stream_gives_what_evaluate_gives(contrast):
         at = results[-1].pop("dice_at_validation_threshold")
         assert at == pytest.approx(exact["dice_at_validation_threshold"], abs=1e-9)
     result = results[0]
-    assert result == pytest.approx(results[1]) and result == pytest.approx(results[2])  # the batch size does not matter
+    assert result == pytest.approx(results[1]) and result == pytest.approx(
+        results[2]
+    )  # the batch size does not matter
     binned = ("pooled_max_dice", "ap", "auroc")
     assert [result.pop(k) for k in binned] == pytest.approx([exact[k] for k in binned], abs=1e-4)
     # the threshold is a place where the exact Dice is as good as the best, not always the same place

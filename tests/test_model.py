@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from madad_lite.model import SIZES, Denoiser
+from madad_lite.denoiser import SIZES, Denoiser
 
 
 def parameters(size: str) -> float:
@@ -48,7 +48,10 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     model.save_pretrained(tmp_path)
     assert (tmp_path / "diffusion_pytorch_model.safetensors").exists()
     again = Denoiser.from_pretrained(tmp_path).eval()
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     x, t = torch.randn(1, 4, 24, 24), torch.tensor([3])
     with torch.no_grad():
         for ours, theirs in zip(model(x, t), again(x, t)):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from madad_lite.diffusion import make_scheduler, selective_reverse
-from madad_lite.neighbours import deciding_together, neighbour_weights
+from madad_lite.extensions.neighbouring_slices import deciding_together, neighbour_weights
 from madad_lite.pipeline import MadAdPipeline
 
 
@@ -32,7 +32,9 @@ def test_only_the_logits_are_averaged_and_the_batch_size_does_not_matter():
 
 
 def test_a_false_alarm_is_outvoted_and_a_lesion_is_not():
-    """Slice 2 alone looks like noise at one cell; at another cell slices 1 to 5 do, but slice 3 was overlooked."""
+    """Slice 2 alone looks like noise at one cell; at another cell slices 1 to 5 do, but slice 3 was
+    overlooked.
+    """
     z = torch.zeros(7, 1, 2, 2)
     z[2, 0, 0, 0] = z[1:6, 0, 1, 1] = 1
     z[3, 0, 1, 1] = 0
@@ -41,7 +43,9 @@ def test_a_false_alarm_is_outvoted_and_a_lesion_is_not():
         return torch.full_like(latent, -1), (latent > 0.5).float() * 4 - 2  # logits 2 and -2
 
     def changed(weights):
-        result = selective_reverse(deciding_together(denoiser, weights, 4), z, make_scheduler(), num_inference_steps=1, eta=0)
+        result = selective_reverse(
+            deciding_together(denoiser, weights, 4), z, make_scheduler(), num_inference_steps=1, eta=0
+        )
         return result.replaced[0, :, 0]
 
     alone, together = changed(None), changed(neighbour_weights(7, 1.0))

@@ -13,10 +13,7 @@ import pytest
 import torch
 from ldm_reference import AutoencoderKL, pickled_as_theirs
 
-from madad_lite import latent
-from madad_lite.cli import main
-from madad_lite.model import Denoiser
-from madad_lite.official import (
+from madad_lite.authors.checkpoints import (
     SCALING,
     autoencoder_from_official,
     denoiser_from_official,
@@ -24,6 +21,9 @@ from madad_lite.official import (
     import_official,
     read_official,
 )
+from madad_lite.autoencoder import decode, downsampling, encode
+from madad_lite.cli import main
+from madad_lite.denoiser import Denoiser
 from madad_lite.pipeline import MadAdPipeline, load_parts
 
 DATA = Path(__file__).parent / "data"
@@ -47,7 +47,9 @@ def unet_numbers():
         return {k: torch.from_numpy(arrays[k]) for k in arrays}
 
 
-@pytest.mark.parametrize("dtype, ending, tolerance", [(torch.float64, "_f64", 1e-6), (torch.float32, "", 1e-4)])
+@pytest.mark.parametrize(
+    "dtype, ending, tolerance", [(torch.float64, "_f64", 1e-6), (torch.float32, "", 1e-4)]
+)
 def test_network_gives_the_authors_numbers(unet_numbers, dtype, ending, tolerance):
     denoiser = denoiser_from_official(filled("width32", dtype), num_heads=4)
     with torch.no_grad():
@@ -79,7 +81,9 @@ def test_every_size_maps_to_the_authors_layout(size):
 
 def test_our_own_networks_survive_the_round_trip():
     torch.manual_seed(0)
-    ours = Denoiser(base_channels=32, num_heads=2, channel_multipliers=(1, 2, 4), attention_levels=(True,) * 3).eval()
+    ours = Denoiser(
+        base_channels=32, num_heads=2, channel_multipliers=(1, 2, 4), attention_levels=(True,) * 3
+    ).eval()
     again = denoiser_from_official(denoiser_to_official(ours), num_heads=2)
     x, t = torch.randn(1, 4, 16, 16), torch.tensor([4])
     with torch.no_grad():
@@ -103,9 +107,11 @@ def test_encoder_computes_what_latent_diffusion_does(channels, layers):
     image = torch.rand(2, 1, 32, 32) * 2 - 1
     with torch.no_grad():
         z = theirs.encode(image.expand(-1, channels, -1, -1))
-        torch.testing.assert_close(latent.encode(ours, image), SCALING * z, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(latent.decode(ours, SCALING * z), theirs.decode(z).mean(1, keepdim=True), atol=1e-4, rtol=1e-4)
-    assert latent.downsampling(ours) == 8 and ours.config.scaling_factor == SCALING == 0.18215
+        torch.testing.assert_close(encode(ours, image), SCALING * z, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            decode(ours, SCALING * z), theirs.decode(z).mean(1, keepdim=True), atol=1e-4, rtol=1e-4
+        )
+    assert downsampling(ours) == 8 and ours.config.scaling_factor == SCALING == 0.18215
 
 
 def marking() -> dict[str, torch.Tensor]:
@@ -116,7 +122,9 @@ def marking() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def unet_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("files") / "unet.pt"
-    torch.save({"model": marking(), "args": argparse.Namespace(model="UNet_XS", lr=4e-5, out=Path("runs"))}, path)
+    torch.save(
+        {"model": marking(), "args": argparse.Namespace(model="UNet_XS", lr=4e-5, out=Path("runs"))}, path
+    )
     return path
 
 
@@ -155,10 +163,27 @@ def test_import_and_detect_from_the_command_line(unet_file, encoder_file, patien
     assert "unet.pt" in card and "0.18215" in card and "SHA-256" in card
     assert not [p for p in out.rglob("*") if p.is_file() and p.suffix not in (".json", ".safetensors", ".md")]
     pipe = MadAdPipeline.from_pretrained(out)
-    assert (pipe.config.gamma, pipe.config.squared, pipe.config.eta, pipe.config.sigma) == (0.25, False, 0.5, 5.0)
+    assert (pipe.config.gamma, pipe.config.squared, pipe.config.eta, pipe.config.sigma) == (
+        0.25,
+        False,
+        0.5,
+        5.0,
+    )
     grid = pipe.config.grid
     assert (grid["size"], grid["spacing"], grid["z_spacing"]) == (256, 1.0, 4.0)
-    words = ["detect", patient_scan["image"], "--weights", str(out), "--out", str(found), "--z-range", "10", "14", "--steps", "2"]
+    words = [
+        "detect",
+        patient_scan["image"],
+        "--weights",
+        str(out),
+        "--out",
+        str(found),
+        "--z-range",
+        "10",
+        "14",
+        "--steps",
+        "2",
+    ]
     assert main(words) == 0
     anomaly = nib.load(next(found.glob("*_anomaly.nii.gz"))).get_fdata()
     assert np.isfinite(anomaly).all() and anomaly.max() > 0
@@ -189,7 +214,10 @@ class Attack:
 
 def with_attack(where: str, attack: Attack):
     if where == "args":
-        return {"model": filled("width32"), "args": argparse.Namespace(model="UNet_XS", note=[{"deep": attack}])}
+        return {
+            "model": filled("width32"),
+            "args": argparse.Namespace(model="UNet_XS", note=[{"deep": attack}]),
+        }
     if where == "weights":
         return {"model": filled("width32") | {"extra": attack}, "args": None}
     if where == "buffer":
@@ -201,7 +229,9 @@ def with_attack(where: str, attack: Attack):
 
 
 @pytest.mark.parametrize("where", ["whole file", "args", "weights", "buffer"])
-@pytest.mark.parametrize("function, name", [(os.system, "system"), (builtins.eval, "eval"), (builtins.exec, "exec")])
+@pytest.mark.parametrize(
+    "function, name", [(os.system, "system"), (builtins.eval, "eval"), (builtins.exec, "exec")]
+)
 def test_nothing_of_a_file_is_run(where, function, name, tmp_path, capsys):
     path, ran, out = tmp_path / "bad.pt", tmp_path / "ran", tmp_path / "out"
     code = f"touch {ran}" if name == "system" else f"open({str(ran)!r}, 'w')"
@@ -234,11 +264,17 @@ def changed(size: str = "width32", **changes) -> dict:
         (lambda: changed(input_blocks__0__0__weight=None), "is not a UNet of the authors"),
         (lambda: {"model": [1, 2, 3]}, "no tensor"),
         (lambda: [torch.zeros(1)], "no weights by name"),
-        (lambda: {k: v for k, v in reference().state_dict().items() if k != "decoder.conv_out.bias"}, "decoder.conv_out.bias"),
+        (
+            lambda: {k: v for k, v in reference().state_dict().items() if k != "decoder.conv_out.bias"},
+            "decoder.conv_out.bias",
+        ),
         (lambda: reference().state_dict() | {"encoder.down.0.attn.0.q.weight": torch.zeros(1)}, "unexpected"),
-        (lambda: reference().state_dict() | {"post_quant_conv.weight": torch.zeros(3, 4, 1, 1)}, "of another shape"),
+        (
+            lambda: reference().state_dict() | {"post_quant_conv.weight": torch.zeros(3, 4, 1, 1)},
+            "of another shape",
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_weights_are_refused_in_one_line(content, said, tmp_path, capsys):
     path = tmp_path / "other.pt"
     torch.save(content(), path)

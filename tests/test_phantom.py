@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from madad_lite.phantom import implant_lesion, simulate_subject, write_cohort
-from madad_lite.volumes import ScanError, mask_overlap
+from madad_lite.errors import ScanError
+from madad_lite.scans.prepare import mask_overlap
+from madad_lite.simulation.cohort import implant_lesion, simulate_subject, write_cohort
 
 COARSE = dict(spacing=4.0)
 
@@ -23,7 +24,9 @@ def surroundings(lesion, brain):
 
 
 def test_same_seed_same_bytes_and_other_seed_other_subject(tmp_path):
-    one, two = (write_cohort(tmp_path / n, normal=1, patients=1, seed=3, progress=False, **COARSE) for n in "ab")
+    one, two = (
+        write_cohort(tmp_path / n, normal=1, patients=1, seed=3, progress=False, **COARSE) for n in "ab"
+    )
     files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
     assert len(files) == 7 and all((one / f).read_bytes() == (two / f).read_bytes() for f in files)
     a, b = (simulate_subject(seed, **COARSE) for seed in (1, 2))
@@ -32,7 +35,9 @@ def test_same_seed_same_bytes_and_other_seed_other_subject(tmp_path):
 
 
 def test_cohort_is_bids_like_and_says_that_it_is_simulated(tmp_path):
-    folder = write_cohort(tmp_path / "c", normal=1, patients=2, contrasts=("t1", "flair", "t1ce"), progress=False, **COARSE)
+    folder = write_cohort(
+        tmp_path / "c", normal=1, patients=2, contrasts=("t1", "flair", "t1ce"), progress=False, **COARSE
+    )
     rows = [line.split("\t") for line in (folder / "participants.tsv").read_text().splitlines()]
     assert rows[0][:4] == ["participant_id", "group", "lesion", "volume_ml"]
     assert [r[1] for r in rows[1:]] == ["normal", "patient", "patient"]
@@ -73,7 +78,7 @@ def test_it_is_a_brain():
     [("t1", ("csf", "grey", "white")), ("t2", ("white", "grey", "csf")), ("flair", ("csf", "white", "grey"))],
 )
 def test_tissues_have_the_contrasts_order(contrast, order):
-    from madad_lite.volumes import template
+    from madad_lite.scans.registration import template
 
     subject = simulate_subject(4, contrasts=(contrast,), spacing=2.0)
     data, brain, _ = arrays(subject, contrast)
@@ -105,7 +110,9 @@ def test_tissues_have_the_contrasts_order(contrast, order):
     ],
 )
 def test_lesions_are_darker_or_brighter_than_their_surroundings(kind, contrast, sign):
-    data, brain, lesion = arrays(simulate_subject(7, contrasts=(contrast,), lesion=kind, spacing=3.0, volume_ml=20.0), contrast)
+    data, brain, lesion = arrays(
+        simulate_subject(7, contrasts=(contrast,), lesion=kind, spacing=3.0, volume_ml=20.0), contrast
+    )
     inside, around = np.median(data[lesion]), np.median(data[surroundings(lesion, brain)])
     assert sign * (inside - around) > 0.08 * around
 
@@ -128,7 +135,7 @@ def test_volume_is_the_one_asked_for_and_lies_in_the_brain(kind, volume):
 
 
 def test_volumes_are_spread_over_the_fields_range():
-    from madad_lite.lesions import draw_volume
+    from madad_lite.simulation.lesions import draw_volume
 
     volumes = np.log([draw_volume("stroke", np.random.default_rng(i)) for i in range(400)])
     assert volumes.min() > np.log(0.1) and volumes.max() < np.log(60)
@@ -136,7 +143,9 @@ def test_volumes_are_spread_over_the_fields_range():
 
 
 def test_mass_effect_displaces_tissue():
-    """Outside the tumour too, the patient differs from the same subject without the tumour; a stroke displaces nothing."""
+    """Outside the tumour too, the patient differs from the same subject without the tumour; a stroke
+    displaces nothing.
+    """
     changed = {}
     for kind in ("glioma", "stroke"):
         subject = simulate_subject(10, lesion=kind, volume_ml=40.0, **COARSE)

@@ -1,4 +1,6 @@
-"""The pipeline: shipped weights on a scan and on slices, saved and loaded, repeatable, whatever the batch size."""
+"""The pipeline: shipped weights on a scan and on slices, saved and loaded, repeatable, whatever the batch
+size.
+"""
 
 from types import SimpleNamespace
 
@@ -7,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from madad_lite.baselines import BASELINES
+from madad_lite.autoencoder import make_autoencoder
+from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import make_scheduler
-from madad_lite.latent import make_autoencoder
-from madad_lite.metrics import average_precision
-from madad_lite.model import Denoiser
-from madad_lite.phantom import simulate_subject
+from madad_lite.evaluation.metrics import average_precision
+from madad_lite.family import BASELINES
 from madad_lite.pipeline import MadAdPipeline, shipped
-from madad_lite.volumes import save_nifti
+from madad_lite.scans.nifti import save_nifti
+from madad_lite.simulation.cohort import simulate_subject
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,17 @@ def slices(output):
 
 def test_a_scan_gives_every_field(output):
     n, _, h, w = output.image.shape
-    assert output.anomaly_map.shape == output.healed.shape == output.reconstruction.shape == output.brain.shape == (n, 1, h, w)
+    assert (
+        output.anomaly_map.shape
+        == output.healed.shape
+        == output.reconstruction.shape
+        == output.brain.shape
+        == (n, 1, h, w)
+    )
     assert output.mask_probability.shape == output.replaced.shape == (10, n, 1, h // 4, w // 4)
-    assert output.trajectory.shape == (11, n, 4, h // 4, w // 4) and output.timesteps.tolist() == list(range(9, -1, -1))
+    assert output.trajectory.shape == (11, n, 4, h // 4, w // 4) and output.timesteps.tolist() == list(
+        range(9, -1, -1)
+    )
     assert 0 <= output.anomaly_map.min() and output.anomaly_map.max() <= 1
     assert (output.anomaly_map[~output.brain] == 0).all() and (output.healed[~output.brain] == -1).all()
     assert output.healed.abs().max() <= 1 and len(output.prepared.geometry.slice_index) == n
@@ -47,7 +57,11 @@ def test_maps_return_to_the_scans_own_grid(output, patient_scan):
     scan = nib.load(patient_scan["image"])
     for field in ("anomaly_map", "healed"):
         back = output.to_nifti(field)
-        assert back.shape == scan.shape and np.array_equal(back.affine, scan.affine) and back.get_data_dtype() == np.float32
+        assert (
+            back.shape == scan.shape
+            and np.array_equal(back.affine, scan.affine)
+            and back.get_data_dtype() == np.float32
+        )
     inside = nib.load(patient_scan["brain"]).get_fdata() > 0
     same, original = output.to_nifti("image").get_fdata()[inside], scan.get_fdata()[inside]
     assert np.corrcoef(same, original)[0, 1] > 0.9
@@ -84,14 +98,18 @@ def test_the_batch_fits_the_free_memory(pipe, slices, monkeypatch):
     assert batches[0] <= 256 and batches == sorted(set(batches), reverse=True) and batches[-1] == 1
     sizes = []
     for part in ("encoder", "decoder"):
-        getattr(pipe.autoencoder, part).register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+        getattr(pipe.autoencoder, part).register_forward_hook(
+            lambda module, inputs, output: sizes.append(len(inputs[0]))
+        )
     pipe(slices[0], brain=slices[1], progress=False)
     pipe.decode(pipe.encode(slices[0]))
     assert set(sizes) == {1}
 
 
 def test_scores_and_steps(pipe, slices):
-    maps = [pipe(slices[0], score=s, eta=0.0, progress=False).anomaly_map for s in ("image", "latent", "mask")]
+    maps = [
+        pipe(slices[0], score=s, eta=0.0, progress=False).anomaly_map for s in ("image", "latent", "mask")
+    ]
     assert all(m.shape == slices[0].shape and m.max() > 0 for m in maps)
     assert not torch.equal(maps[0], maps[1]) and not torch.equal(maps[1], maps[2])
     assert pipe(slices[0], num_inference_steps=2, progress=False).timesteps.tolist() == [5, 0]
@@ -99,8 +117,14 @@ def test_scores_and_steps(pipe, slices):
         pipe(slices[0], score="pixel")
 
 
-@pytest.mark.parametrize("bad, message", [(torch.zeros(2, 3, 96, 96), "N, 1, H, W"), (torch.full((1, 1, 96, 96), 7.0), "within"),
-                                          (torch.full((1, 1, 96, 96), float("nan")), "finite")])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (torch.zeros(2, 3, 96, 96), "N, 1, H, W"),
+        (torch.full((1, 1, 96, 96), 7.0), "within"),
+        (torch.full((1, 1, 96, 96), float("nan")), "finite"),
+    ],
+)
 def test_bad_slices_are_refused(pipe, bad, message):
     with pytest.raises(ValueError, match=message):
         pipe(bad)
@@ -109,7 +133,9 @@ def test_bad_slices_are_refused(pipe, bad, message):
 def test_saved_and_loaded_gives_the_same(tmp_path):
     torch.manual_seed(0)
     parts = make_autoencoder("nano"), Denoiser.of_size("nano"), make_scheduler()
-    pipe = MadAdPipeline(*parts, contrast="flair", gamma=0.3, sigma=1.0, reference="input", decision_threshold=0.4)
+    pipe = MadAdPipeline(
+        *parts, contrast="flair", gamma=0.3, sigma=1.0, reference="input", decision_threshold=0.4
+    )
     pipe.save_pretrained(tmp_path / "model")
     again = MadAdPipeline.from_pretrained(tmp_path / "model")
     assert not list((tmp_path / "model").rglob("*.bin"))  # safetensors only
@@ -125,7 +151,10 @@ def test_intensity_weight_of_the_model_is_used(tmp_path):
     parts = make_autoencoder("nano"), Denoiser.of_size("nano"), make_scheduler()
     images = torch.rand(2, 1, 32, 32) * 2 - 1
     plain, weighed = (
-        MadAdPipeline(*parts, contrast="flair", intensity_weight=w)(images, eta=0.0, progress=False).anomaly_map for w in (0, 2)
+        MadAdPipeline(*parts, contrast="flair", intensity_weight=w)(
+            images, eta=0.0, progress=False
+        ).anomaly_map
+        for w in (0, 2)
     )
     assert plain.max() > 0
     torch.testing.assert_close(weighed, plain * (1 + 2 * images.clamp(0, 1)) / 3)

@@ -140,7 +140,9 @@ def test_the_outline_follows_the_lesion_and_does_not_move_the_frame(out, truth):
     np.testing.assert_allclose(outline.get_edgecolor()[0], to_rgba(TRUTH))
     vertices = np.concatenate([path.vertices for path in outline.get_paths()])
     lesion = vertices[vertices[:, 0] > 6]
-    np.testing.assert_allclose(lesion.min(0), (8.5, 7.5))  # x, y: half a pixel outside columns 9-14, rows 8-13
+    np.testing.assert_allclose(
+        lesion.min(0), (8.5, 7.5)
+    )  # x, y: half a pixel outside columns 9-14, rows 8-13
     np.testing.assert_allclose(lesion.max(0), (14.5, 13.5))
     np.testing.assert_allclose(vertices.min(0), (-0.5, -0.5))
     assert ax.get_xlim() == (-0.5, SIZE - 0.5) and ax.get_ylim() == (SIZE - 0.5, -0.5)
@@ -148,11 +150,21 @@ def test_the_outline_follows_the_lesion_and_does_not_move_the_frame(out, truth):
 
 def test_detection_figure_shows_the_five_stages_of_one_slice(out, truth):
     fig = plotting.detection_figure(out, 3, truth[3])
-    for ax, field in zip(fig.axes, ("image", "reconstruction", "healed", "anomaly_map", "image"), strict=False):
+    for ax, field in zip(
+        fig.axes, ("image", "reconstruction", "healed", "anomaly_map", "image"), strict=False
+    ):
         np.testing.assert_array_equal(pictures(ax)[0], getattr(out, field)[3, 0])
     np.testing.assert_array_equal(pictures(fig.axes[4])[1], out.anomaly_map[3, 0])
     assert [len(contours(ax)) for ax in fig.axes[:5]] == [0, 0, 0, 1, 1]
-    for word in ("slice 3", "scan", "reconstruction", "healed", "anomaly map", "true lesion", "anomaly score"):
+    for word in (
+        "slice 3",
+        "scan",
+        "reconstruction",
+        "healed",
+        "anomaly map",
+        "true lesion",
+        "anomaly score",
+    ):
         assert word in words(fig)
     assert not any(contours(ax) for ax in plotting.detection_figure(out, 3).axes)
 
@@ -247,7 +259,12 @@ def test_forward_process_has_a_picture_per_step_after_the_mask(decoded):
     cells = fig.axes[0].get_images()[1]
     np.testing.assert_array_equal(~np.ma.getmaskarray(cells.get_array()), mask.astype(bool))
     assert cells.get_cmap()(0) == to_rgba(CELLS)
-    assert tuple(cells.get_extent()) == (-0.5, SIZE - 0.5, SIZE - 0.5, -0.5)  # cells lie over their own pixels
+    assert tuple(cells.get_extent()) == (
+        -0.5,
+        SIZE - 0.5,
+        SIZE - 0.5,
+        -0.5,
+    )  # cells lie over their own pixels
     assert len(plotting.forward_process(decoded, [0, 3, 6, 9]).axes) == 4
     with pytest.raises(ValueError):
         plotting.forward_process(decoded, [0, 3])
@@ -311,7 +328,11 @@ def test_volume_view_cuts_three_planes_through_the_point(tmp_path):
     for ax, plane in zip(fig.axes, (data[2], data[:, 3], data[:, :, 4]), strict=True):
         np.testing.assert_array_equal(pictures(ax)[0], plane.T)
         assert ax.get_images()[0].origin == "lower"
-    assert [ax.get_title() for ax in fig.axes] == ["sagittal, x = 4 mm", "coronal, y = 6 mm", "axial, z = 8 mm"]
+    assert [ax.get_title() for ax in fig.axes] == [
+        "sagittal, x = 4 mm",
+        "coronal, y = 6 mm",
+        "axial, z = 8 mm",
+    ]
     assert [t.get_text() for t in fig.axes[2].texts] == ["L", "R"]
     nib.save(scan, tmp_path / "scan.nii.gz")
     from_file = plotting.volume_view(tmp_path / "scan.nii.gz", point=(4, 6, 8))
@@ -320,8 +341,10 @@ def test_volume_view_cuts_three_planes_through_the_point(tmp_path):
 
 def test_volume_view_turns_any_orientation_to_ras():
     scan = ramp(np.diag([2.0, 2.0, 2.0, 1.0]))
-    flipped = nib.Nifti1Image(scan.get_fdata()[::-1].astype("f4"), np.array(
-        [[-2, 0, 0, 10], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]]))  # fmt: skip
+    flipped = nib.Nifti1Image(
+        scan.get_fdata()[::-1].astype("f4"),
+        np.array([[-2, 0, 0, 10], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]]),
+    )
     one, other = (plotting.volume_view(v, point=(4, 6, 8)) for v in (scan, flipped))
     for a, b in zip(one.axes, other.axes, strict=True):
         np.testing.assert_array_equal(pictures(a)[0], pictures(b)[0])
@@ -335,7 +358,9 @@ def test_volume_view_goes_where_the_map_is_highest():
     assert fig.axes[2].get_title() == "axial, z = 3 mm"
     assert pictures(fig.axes[0])[1].max() == np.float32(0.9)
     score[1:6, 1:6, 2:7] = 1  # a flat top: its middle, not its first corner
-    assert plotting.volume_view(scan, nib.Nifti1Image(score, np.eye(4))).axes[2].get_title() == "axial, z = 4 mm"
+    assert (
+        plotting.volume_view(scan, nib.Nifti1Image(score, np.eye(4))).axes[2].get_title() == "axial, z = 4 mm"
+    )
     with pytest.raises(ValueError, match="not the same grid"):
         plotting.volume_view(scan, nib.Nifti1Image(score[:4], np.eye(4)))
 
@@ -351,7 +376,11 @@ def log_lines(n=10):
 
 def test_training_curves_draw_both_losses_apart_with_validation():
     fig = plotting.training_curves(log_lines())
-    assert len(fig.axes) == 2 and "latent loss" in fig.axes[0].get_title() and "mask loss" in fig.axes[1].get_title()
+    assert (
+        len(fig.axes) == 2
+        and "latent loss" in fig.axes[0].get_title()
+        and "mask loss" in fig.axes[1].get_title()
+    )
     train, val = fig.axes[0].lines
     np.testing.assert_allclose(train.get_xdata(), np.arange(0, 100, 10))
     np.testing.assert_allclose(train.get_ydata(), 1 / np.arange(1, 11))
@@ -363,7 +392,9 @@ def test_training_curves_draw_both_losses_apart_with_validation():
 def test_training_curves_read_the_run_folder_and_the_file(tmp_path):
     import json
 
-    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, [{"step": 1, "reconstruction": 0.2, "kl": 3.0}])))
+    (tmp_path / "log.jsonl").write_text(
+        "\n".join(map(json.dumps, [{"step": 1, "reconstruction": 0.2, "kl": 3.0}]))
+    )
     for log in (tmp_path, tmp_path / "log.jsonl", str(tmp_path)):
         fig = plotting.training_curves(log)
         assert [ax.get_title().split()[0] for ax in fig.axes] == ["reconstruction", "KL"]
@@ -434,7 +465,11 @@ def test_precision_recall_names_its_area_and_the_level_of_guessing(out, truth):
 
 
 def test_dice_by_size_draws_heights_and_intervals():
-    results = {"small": {"dice": 0.2, "low": 0.1, "high": 0.4, "n": 12}, "medium": (0.5, 0.4, 0.55), "large": 0.7}
+    results = {
+        "small": {"dice": 0.2, "low": 0.1, "high": 0.4, "n": 12},
+        "medium": (0.5, 0.4, 0.55),
+        "large": 0.7,
+    }
     (ax,) = plotting.dice_by_size(results).axes
     assert [bar.get_height() for bar in ax.patches] == [0.2, 0.5, 0.7]
     whiskers = [s[:, 1].tolist() for s in ax.collections[0].get_segments()]
@@ -444,7 +479,10 @@ def test_dice_by_size_draws_heights_and_intervals():
 
 
 def test_compare_methods_has_a_panel_a_metric_and_shows_what_is_missing():
-    results = {"MAD-AD": {"Dice": {"value": 0.5, "interval": [0.4, 0.6]}, "AP": 0.45}, "threshold": {"Dice": 0.1}}
+    results = {
+        "MAD-AD": {"Dice": {"value": 0.5, "interval": [0.4, 0.6]}, "AP": 0.45},
+        "threshold": {"Dice": 0.1},
+    }
     dice, precision = plotting.compare_methods(results).axes
     assert (dice.get_title(), precision.get_title()) == ("Dice", "AP")
     assert [bar.get_width() for bar in dice.patches] == [0.5, 0.1]

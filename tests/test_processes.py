@@ -14,20 +14,25 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from tiny_models import make_tiny_known, tiny  # noqa: F401 (a fixture)
 
-from madad_lite.data import prepare_folder
-from madad_lite.latent import make_autoencoder
-from madad_lite.loop import train_model
+from madad_lite.autoencoder import make_autoencoder
+from madad_lite.errors import RunError
 from madad_lite.plotting import read_log
-from madad_lite.recipes import AutoencoderConfig, DenoiserConfig, TrainingConfig
-from madad_lite.runs import RunError
-from madad_lite.training import train_autoencoder, train_denoiser
-from madad_lite.volumes import Grid
+from madad_lite.scans.grid import Grid
+from madad_lite.slices.folder import prepare_folder
+from madad_lite.training.autoencoder import train_autoencoder
+from madad_lite.training.denoiser import train_denoiser
+from madad_lite.training.loop import train_model
+from madad_lite.training.settings import AutoencoderConfig, DenoiserConfig, TrainingConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # imported once, for all processes
-CONTEXT.set_forkserver_preload(["pytest", "madad_lite.detection", "madad_lite.plotting", "madad_lite.training"])
+CONTEXT.set_forkserver_preload(
+    ["pytest", "madad_lite.detection.many_scans", "madad_lite.plotting", "madad_lite.training.denoiser"]
+)
 # a low learning rate: the last bits of a sum depend on its order, and at a high one they grow with every step
-BRIEF = dict(steps=20, learning_rate=2e-4, warmup_steps=2, validate_every=10, checkpoint_every=10, ema_decay=0.9)
+BRIEF = dict(
+    steps=20, learning_rate=2e-4, warmup_steps=2, validate_every=10, checkpoint_every=10, ema_decay=0.9
+)
 
 
 class Line(ModelMixin, ConfigMixin):
@@ -61,9 +66,19 @@ def train_healer(data: Path, out: Path, config: DenoiserConfig) -> None:
 
 
 def process(train, rank: int, number: int, port: int, data: Path, out: Path, config) -> None:
-    """One process as `accelerate launch` would start it; notes the files that it writes in the run's folder."""
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
-    os.environ.update({k: str(v) for k, v in places.items()}, MASTER_ADDR="127.0.0.1", CUDA_VISIBLE_DEVICES="")
+    """One process as `accelerate launch` would start it; notes the files that it writes in the run's
+    folder.
+    """
+    places = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": number,
+        "LOCAL_WORLD_SIZE": number,
+        "MASTER_PORT": port,
+    }
+    os.environ.update(
+        {k: str(v) for k, v in places.items()}, MASTER_ADDR="127.0.0.1", CUDA_VISIBLE_DEVICES=""
+    )
     torch.set_num_threads(1)
     make_tiny_known()
     written = []
@@ -84,7 +99,10 @@ def launch(train, data: Path, out: Path, config, number: int = 2) -> Path:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    group = [CONTEXT.Process(target=process, args=(train, k, number, port, data, out, config)) for k in range(number)]
+    group = [
+        CONTEXT.Process(target=process, args=(train, k, number, port, data, out, config))
+        for k in range(number)
+    ]
     for p in group:
         p.start()
     alive = group
@@ -115,7 +133,9 @@ def same_curve(run: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def healer(data, tmp_path_factory):
     """(settings, the run of one process)."""
-    config = DenoiserConfig(size="tiny", batch_size=6, variants=1, corruption_share=0.5, last_step_share=0.3, **BRIEF)
+    config = DenoiserConfig(
+        size="tiny", batch_size=6, variants=1, corruption_share=0.5, last_step_share=0.3, **BRIEF
+    )
     return config, launch(train_healer, data, tmp_path_factory.mktemp("one") / "run", config, number=1)
 
 
@@ -143,9 +163,16 @@ def test_the_denoiser_learns_the_same_in_parts(data, healer, tmp_path):
 def test_the_autoencoder_learns_the_same_in_two_processes_and_parts(data, tmp_path):
     config = AutoencoderConfig(size="tiny", batch_size=6, **BRIEF)
     one = launch(train_encoder, data, tmp_path / "one", config, number=1)
-    two = launch(train_encoder, data, tmp_path / "two", AutoencoderConfig(**{**vars(config), "gradient_accumulation": 2}))
+    two = launch(
+        train_encoder,
+        data,
+        tmp_path / "two",
+        AutoencoderConfig(**{**vars(config), "gradient_accumulation": 2}),
+    )
     same_curve(two, one)
-    measured = [json.loads((run / "last" / "config.json").read_text())["scaling_factor"] for run in (one, two)]
+    measured = [
+        json.loads((run / "last" / "config.json").read_text())["scaling_factor"] for run in (one, two)
+    ]
     assert measured[0] == pytest.approx(measured[1], rel=1e-3) and measured[0] != 1.0
 
 
@@ -156,7 +183,9 @@ def test_every_sample_once_an_epoch(tmp_path):
     assert [len(s) for s in seen] == [20] * 3
     epochs = [[i for s in seen for share in s[step : step + 2] for i in share] for step in range(0, 20, 2)]
     assert all(sorted(e) == list(range(10)) for e in epochs) and epochs[0] != epochs[1]
-    assert read_log(out)[0]["number"] == pytest.approx(sum(i for s in seen for i in s[0]) / 5, abs=1e-6)  # the whole batch's mean
+    assert read_log(out)[0]["number"] == pytest.approx(
+        sum(i for s in seen for i in s[0]) / 5, abs=1e-6
+    )  # the whole batch's mean
 
 
 def test_more_shares_than_samples_are_refused(tmp_path):

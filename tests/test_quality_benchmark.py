@@ -15,10 +15,10 @@ import quality  # noqa: E402
 import quality_page  # noqa: E402
 import sets  # noqa: E402
 
+from madad_lite.autoencoder import make_autoencoder  # noqa: E402
+from madad_lite.denoiser import Denoiser  # noqa: E402
 from madad_lite.diffusion import make_scheduler  # noqa: E402
-from madad_lite.evaluation import LabelledSlices  # noqa: E402
-from madad_lite.latent import make_autoencoder  # noqa: E402
-from madad_lite.model import Denoiser  # noqa: E402
+from madad_lite.evaluation.compare import LabelledSlices  # noqa: E402
 from madad_lite.pipeline import MadAdPipeline  # noqa: E402
 
 
@@ -64,9 +64,13 @@ def test_smoothing_goes_through_the_slices_of_a_subject_and_stays_in_the_brain()
 def test_other_methods_are_weighed_by_intensity_where_the_weights_are(tmp_path):
     def settings(intensity_weight):
         pipe = MadAdPipeline(
-            make_autoencoder("nano"), Denoiser.of_size("nano"), make_scheduler(), "flair", intensity_weight=intensity_weight
+            make_autoencoder("nano"),
+            Denoiser.of_size("nano"),
+            make_scheduler(),
+            "flair",
+            intensity_weight=intensity_weight,
         )
-        return pipe, quality.candidates(pipe, tmp_path, None, False, False, tmp_path / "maps")
+        return pipe, quality.candidates(pipe, tmp_path, None, False, tmp_path / "maps")
 
     _, without = settings(0.0)
     pipe, found = settings(2.0)
@@ -74,7 +78,8 @@ def test_other_methods_are_weighed_by_intensity_where_the_weights_are(tmp_path):
     assert not any("weight" in s for s in [*without["reconstruction error"], *found["intensity"]])
     images, subjects = torch.rand(2, 1, 32, 32) * 2 - 1, np.array(["a", "a"])
     plain, weighed = (
-        found["reconstruction error"][s](pipe, images, images > -2, subjects) for s in ("", "intensity weight 2")
+        found["reconstruction error"][s](pipe, images, images > -2, subjects)
+        for s in ("", "intensity weight 2")
     )
     torch.testing.assert_close(weighed, plain * (1 + 2 * images.clamp(0, 1)) / 3)
 
@@ -97,8 +102,15 @@ def test_the_summary_marks_the_highest_and_what_cannot_be_told_apart():
     )
     sets = {"ms_t1": {"MAD-AD": own, "far": other, "near": near}, "cohort_t1": {"MAD-AD": own, "near": near}}
     table = quality_page.summary(sets)
-    rows = {cells[1].strip(): [c.strip() for c in cells[2:4]] for cells in (line.split("|") for line in table.splitlines()[2:])}
-    assert rows == {"MAD-AD": ["**0.750**", "0.750"], "far": ["-", "**0.800**"], "near": ["0.700 ≈", "0.700 ≈"]}
+    rows = {
+        cells[1].strip(): [c.strip() for c in cells[2:4]]
+        for cells in (line.split("|") for line in table.splitlines()[2:])
+    }
+    assert rows == {
+        "MAD-AD": ["**0.750**", "0.750"],
+        "far": ["-", "**0.800**"],
+        "near": ["0.700 ≈", "0.700 ≈"],
+    }
     assert list(rows) == ["MAD-AD", "far", "near"]  # in the order of the set that has most of them
 
 

@@ -3,17 +3,21 @@
 import numpy as np
 import pytest
 
-from madad_lite.data import Manifest, SliceDataset, prepare_folder
-from madad_lite.phantom import write_cohort
-from madad_lite.recolour import recolour_folder, tissue_levels, to_flair
-from madad_lite.volumes import Grid, ScanError
+from madad_lite.errors import ScanError
+from madad_lite.scans.grid import Grid
+from madad_lite.simulation.cohort import write_cohort
+from madad_lite.simulation.recolour import recolour_folder, tissue_levels, to_flair
+from madad_lite.slices.dataset import SliceDataset
+from madad_lite.slices.folder import Manifest, prepare_folder
 
 
 @pytest.fixture(scope="module")
 def normal(tmp_path_factory):
     """Two normal simulated subjects, T1 and FLAIR, and T1 slices of them."""
     root = tmp_path_factory.mktemp("recolour")
-    cohort = write_cohort(root / "cohort", normal=3, patients=0, contrasts=("t1", "flair"), seed=4, progress=False)
+    cohort = write_cohort(
+        root / "cohort", normal=3, patients=0, contrasts=("t1", "flair"), seed=4, progress=False
+    )
     for contrast in ("t1", "flair"):
         prepare_folder(cohort, root / contrast, contrast=contrast, grid=Grid(), workers=1, progress=False)
     return root
@@ -30,7 +34,9 @@ def test_tissue_levels_are_those_of_the_contrast(normal):
 def test_recoloured_slices_look_like_flair(normal, tmp_path):
     new = recolour_folder(normal / "t1", tmp_path / "new", progress=False)
     real, t1 = Manifest.load(normal / "flair"), Manifest.load(normal / "t1")
-    assert new.contrast == "flair" and [s["subject"] for s in new.scans()] == [s["subject"] for s in t1.scans()]
+    assert new.contrast == "flair" and [s["subject"] for s in new.scans()] == [
+        s["subject"] for s in t1.scans()
+    ]
     for scan, flair, source in zip(new.scans(), real.scans(), t1.scans()):
         image, brain = (np.asarray(new.array(scan, k)).astype(np.float32) for k in ("image", "brain"))
         inside = brain > 0

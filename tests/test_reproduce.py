@@ -1,4 +1,6 @@
-"""The paper's settings S1 and S2 by one command each, on IXI, ATLAS and BraTS folders made of simulated subjects; the recipes."""
+"""The paper's settings S1 and S2 by one command each, on IXI, ATLAS and BraTS folders made of simulated
+subjects; the recipes.
+"""
 
 import json
 import shutil
@@ -8,18 +10,26 @@ import pytest
 import torch
 
 from madad_lite.cli import main
-from madad_lite.evaluation import load_split
-from madad_lite.phantom import write_cohort
+from madad_lite.evaluation.compare import load_split
+from madad_lite.evaluation.reproduce import largest_lesion_slices
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.recipes import RECIPES
-from madad_lite.reproduce import largest_lesion_slices
+from madad_lite.simulation.cohort import write_cohort
+from madad_lite.training.settings import RECIPES
 
 GRID = ["--spacing", "4", "--size", "48", "--workers", "1"]
 BRIEF = [
-    *(f"autoencoder.{x}" for x in ("size=nano", "epochs=null", "steps=20", "batch_size=4", "validate_every=20")),
-    *(f"denoiser.{x}" for x in ("size=nano", "epochs=null", "steps=20", "batch_size=4", "validate_every=20", "variants=1")),
-    "denoiser.warmup_epochs=null", "detection.mask_threshold=0.0", "detection.sigma=1.0",
-]  # fmt: skip
+    *(
+        f"autoencoder.{x}"
+        for x in ("size=nano", "epochs=null", "steps=20", "batch_size=4", "validate_every=20")
+    ),
+    *(
+        f"denoiser.{x}"
+        for x in ("size=nano", "epochs=null", "steps=20", "batch_size=4", "validate_every=20", "variants=1")
+    ),
+    "denoiser.warmup_epochs=null",
+    "detection.mask_threshold=0.0",
+    "detection.sigma=1.0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +47,22 @@ def folders(tmp_path_factory):
             atlas = f"atlas/sub-r{k:03d}s001/ses-1/anat/sub-r{k:03d}s001_ses-1_space-MNI152NLin2009aSym"
             brats = f"brats/BraTS2021_{k:05d}/BraTS2021_{k:05d}"
             copies = [
-                (f"{name}_T1w", f"{atlas}_T1w"), (f"{name}_label-lesion_mask", f"{atlas}_label-L_desc-T1lesion_mask"),
-                (f"{name}_T1w", f"{brats}_t1"), (f"{name}_FLAIR", f"{brats}_flair"),
+                (f"{name}_T1w", f"{atlas}_T1w"),
+                (f"{name}_label-lesion_mask", f"{atlas}_label-L_desc-T1lesion_mask"),
+                (f"{name}_T1w", f"{brats}_t1"),
+                (f"{name}_FLAIR", f"{brats}_flair"),
                 (f"{name}_label-lesion_mask", f"{brats}_seg"),
-            ]  # fmt: skip
+            ]
         for source, target in copies:
             path = root / f"{target}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(anat / f"{source}.nii.gz", path)
-    prepared = {"ixi": root / "p_ixi", "atlas": root / "p_atlas", "flair": root / "p_flair", "t1": root / "p_t1"}
+    prepared = {
+        "ixi": root / "p_ixi",
+        "atlas": root / "p_atlas",
+        "flair": root / "p_flair",
+        "t1": root / "p_t1",
+    }
     for name, out in prepared.items():
         source, contrast = ("brats", name) if name in ("flair", "t1") else (name, "t1")
         more = ["--patients-in-train"] if source == "brats" else []
@@ -55,7 +72,16 @@ def folders(tmp_path_factory):
 
 
 def test_s1_by_one_command(folders, tmp_path, capsys):
-    words = ["reproduce", "S1", "--train", str(folders["ixi"]), "--test", str(folders["atlas"]), "--out", str(tmp_path)]
+    words = [
+        "reproduce",
+        "S1",
+        "--train",
+        str(folders["ixi"]),
+        "--test",
+        str(folders["atlas"]),
+        "--out",
+        str(tmp_path),
+    ]
     assert main([*words, "--set", *BRIEF]) == 0
     said = capsys.readouterr().out
     report = json.loads((tmp_path / "metrics.json").read_text())
@@ -118,17 +144,33 @@ def test_wrong_requests_are_refused_before_any_training(folders, tmp_path, capsy
 
 def test_recipes_differ_where_paper_and_code_do():
     lite, paper, authors = (RECIPES[name] for name in ("lite", "paper", "authors"))
-    assert (paper.denoiser.mask_loss, authors.denoiser.mask_loss, authors.denoiser.mask_weight) == ("bce", "mse", 1e-3)
+    assert (paper.denoiser.mask_loss, authors.denoiser.mask_loss, authors.denoiser.mask_weight) == (
+        "bce",
+        "mse",
+        1e-3,
+    )
     assert (paper.denoiser.learning_rate, authors.denoiser.learning_rate) == (5e-4, 4e-5)
     assert (paper.denoiser.epochs, authors.denoiser.epochs, authors.denoiser.warmup_epochs) == (300, 200, 10)
     assert (paper.denoiser.schedule, authors.denoiser.schedule) == ("constant", "cosine")
     assert paper.denoiser.batch_size == authors.denoiser.batch_size == 96
-    assert (paper.denoiser.dropout, authors.denoiser.dropout, authors.denoiser.weight_decay) == (0.0, 0.4, 1e-4)
+    assert (paper.denoiser.dropout, authors.denoiser.dropout, authors.denoiser.weight_decay) == (
+        0.0,
+        0.4,
+        1e-4,
+    )
     for recipe in (paper, authors):
-        assert (recipe.denoiser.size, recipe.denoiser.brain_fraction, recipe.denoiser.brain_block) == ("L", 0.9, 2)
+        assert (recipe.denoiser.size, recipe.denoiser.brain_fraction, recipe.denoiser.brain_block) == (
+            "L",
+            0.9,
+            2,
+        )
         assert (recipe.spacing, recipe.slice_size, recipe.autoencoder.size) == (1.0, 256, "paper")
     assert (paper.detection.squared, paper.detection.gamma, paper.detection.reference) == (True, 0.2, "input")
-    assert (authors.detection.squared, authors.detection.gamma, authors.detection.reference) == (False, 0.25, "reconstruction")
+    assert (authors.detection.squared, authors.detection.gamma, authors.detection.reference) == (
+        False,
+        0.25,
+        "reconstruction",
+    )
     assert authors.detection.eta == 0.5 and authors.detection.sigma == 5.0
     assert authors.denoiser.augmentation == "authors" and lite.denoiser.augmentation == "lite"
     assert lite.denoiser.size == lite.autoencoder.size == "nano"

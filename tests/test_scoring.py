@@ -1,7 +1,8 @@
-"""Anomaly maps: against the authors' own numbers and against the equation on values that one can work out by hand.
+"""Anomaly maps: against the authors' own numbers and against the equation on values that one can work out by
+hand.
 
-data/parity_scoring.npz holds what the authors' published code (commit e76f546) computes on fixed inputs: their
-anomaly map of four slices (the inputs of the first one too), a truth, and their metrics of the four.
+data/parity_scoring.npz holds what the authors' published code (commit e76f546) computes on fixed inputs:
+their anomaly map of four slices (the inputs of the first one too), a truth, and their metrics of the four.
 """
 
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from madad_lite.scoring import AUTHORS, PAPER, image_difference, latent_difference, mean_predicted_mask, weigh_by_intensity
+from madad_lite.extensions.intensity_weight import weigh_by_intensity
+from madad_lite.scoring import AUTHORS, PAPER, image_difference, latent_difference, mean_predicted_mask
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def test_paper_form_is_the_squared_difference_clipped_at_gamma():
 
 
 def test_absolute_difference():
-    score = image_difference(slices(0.1, -0.1, 0.5), slices(0.0, 0.0, 0.0), gamma=0.25, squared=False, sigma=0)
+    score = image_difference(
+        slices(0.1, -0.1, 0.5), slices(0.0, 0.0, 0.0), gamma=0.25, squared=False, sigma=0
+    )
     torch.testing.assert_close(score[:, 0, 0, 0], torch.tensor([0.4, 0.4, 1.0]))
 
 

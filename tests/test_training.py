@@ -8,13 +8,24 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from madad_lite import latents, recipes, training
-from madad_lite.data import SliceDataset
-from madad_lite.latent import make_autoencoder
-from madad_lite.loop import _accelerator
-from madad_lite.model import Denoiser
+from madad_lite.autoencoder import make_autoencoder
+from madad_lite.denoiser import Denoiser
+from madad_lite.errors import RunError
 from madad_lite.plotting import read_log
-from madad_lite.runs import BatchOrder, RunError
+from madad_lite.slices.dataset import SliceDataset
+from madad_lite.training import denoiser
+from madad_lite.training.autoencoder import train_autoencoder
+from madad_lite.training.denoiser import denoising_losses, train_denoiser
+from madad_lite.training.latent_cache import encode_latents
+from madad_lite.training.loop import _accelerator
+from madad_lite.training.run_folder import BatchOrder
+from madad_lite.training.settings import (
+    RECIPES,
+    AutoencoderConfig,
+    DenoiserConfig,
+    TrainingConfig,
+    configured,
+)
 
 TINY = dict(batch_size=4, validate_every=10, checkpoint_every=5, warmup_steps=1, ema_decay=0.9)
 
@@ -29,27 +40,30 @@ def same(a: dict, b: dict) -> bool:
 
 @pytest.fixture(scope="module")
 def autoencoder_run(prepared_cohort, tmp_path_factory):
-    config = recipes.AutoencoderConfig(steps=60, **TINY)
-    return training.train_autoencoder(prepared_cohort, tmp_path_factory.mktemp("ae") / "run", config, progress=False)
+    config = AutoencoderConfig(steps=60, **TINY)
+    return train_autoencoder(prepared_cohort, tmp_path_factory.mktemp("ae") / "run", config, progress=False)
 
 
 def test_autoencoder_learns_and_stores_its_measured_scaling(autoencoder_run, prepared_cohort):
     log = read_log(autoencoder_run)
-    assert log[-1]["step"] == 60 and {"loss", "reconstruction", "kl", "val_psnr", "lr", "epoch"} <= log[-1].keys()
+    assert (
+        log[-1]["step"] == 60
+        and {"loss", "reconstruction", "kl", "val_psnr", "lr", "epoch"} <= log[-1].keys()
+    )
     assert log[-1]["val_psnr"] > log[1]["val_psnr"] + 1  # dB, from step 10 to step 60
     for name in ("best", "last"):
         model = AutoencoderKL.from_pretrained(autoencoder_run / name)
         assert model.config.scaling_factor != 1.0
         assert (autoencoder_run / name / "diffusion_pytorch_model.safetensors").exists()
-    cache = latents.encode_latents(prepared_cohort, model, autoencoder_run / "check", progress=False)
+    cache = encode_latents(prepared_cohort, model, autoencoder_run / "check", progress=False)
     assert np.load(cache / "val-mean.npy").astype(np.float32).std() == pytest.approx(1, abs=0.15)
 
 
 @pytest.fixture(scope="module")
 def denoiser_run(prepared_cohort, autoencoder_run, tmp_path_factory):
-    config = recipes.DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
+    config = DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
     out = tmp_path_factory.mktemp("denoiser") / "run"
-    return training.train_denoiser(prepared_cohort, autoencoder_run / "best", out, config, progress=False)
+    return train_denoiser(prepared_cohort, autoencoder_run / "best", out, config, progress=False)
 
 
 def test_denoiser_learns_both_tasks(denoiser_run):
@@ -60,16 +74,18 @@ def test_denoiser_learns_both_tasks(denoiser_run):
     assert log[-1]["val_mask"] < first["val_mask"] and log[-1]["val_latent"] < first["val_latent"]
 
 
-def test_stopped_and_resumed_is_the_same_to_the_last_bit(prepared_cohort, autoencoder_run, tmp_path, monkeypatch):
-    config = recipes.DenoiserConfig(steps=12, dropout=0.1, variants=1, **TINY)
+def test_stopped_and_resumed_is_the_same_to_the_last_bit(
+    prepared_cohort, autoencoder_run, tmp_path, monkeypatch
+):
+    config = DenoiserConfig(steps=12, dropout=0.1, variants=1, **TINY)
 
     def run(name, **options):
-        return training.train_denoiser(
+        return train_denoiser(
             prepared_cohort, autoencoder_run / "best", tmp_path / name, config, progress=False, **options
         )
 
     whole = run("whole")
-    losses = training.denoising_losses
+    losses = denoising_losses
     calls = iter(range(100))
 
     def stops(*args, **options):
@@ -77,7 +93,7 @@ def test_stopped_and_resumed_is_the_same_to_the_last_bit(prepared_cohort, autoen
             raise KeyboardInterrupt
         return losses(*args, **options)
 
-    monkeypatch.setattr(training, "denoising_losses", stops)
+    monkeypatch.setattr(denoiser, "denoising_losses", stops)
     with pytest.raises(KeyboardInterrupt):
         run("halves")
     monkeypatch.undo()
@@ -90,24 +106,34 @@ def test_stopped_and_resumed_is_the_same_to_the_last_bit(prepared_cohort, autoen
 
 
 def test_resuming_with_other_settings_is_refused(denoiser_run, prepared_cohort, autoencoder_run):
-    config = recipes.DenoiserConfig(steps=61, variants=2, **{**TINY, "batch_size": 8})
+    config = DenoiserConfig(steps=61, variants=2, **{**TINY, "batch_size": 8})
     with pytest.raises(RunError, match="steps=60, not 61"):
-        training.train_denoiser(prepared_cohort, autoencoder_run / "best", denoiser_run, config, resume=True, progress=False)
+        train_denoiser(
+            prepared_cohort, autoencoder_run / "best", denoiser_run, config, resume=True, progress=False
+        )
 
 
-def test_another_encoder_or_a_used_folder_is_refused_before_latents_are_touched(denoiser_run, prepared_cohort, autoencoder_run):
+def test_another_encoder_or_a_used_folder_is_refused_before_latents_are_touched(
+    denoiser_run, prepared_cohort, autoencoder_run
+):
     def state():
-        return {f: os.stat(denoiser_run / "latents" / f).st_mtime_ns for f in os.listdir(denoiser_run / "latents")}
+        return {
+            f: os.stat(denoiser_run / "latents" / f).st_mtime_ns for f in os.listdir(denoiser_run / "latents")
+        }
 
     before = state()
-    config = recipes.DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
+    config = DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
     torch.manual_seed(5)
     for encoder, options, message in (
         (make_autoencoder().eval(), {"config": config, "resume": True}, "was started with encoder="),
-        (autoencoder_run / "best", {"config": recipes.configured(config, variants=3)}, "holds a training run already"),
+        (
+            autoencoder_run / "best",
+            {"config": configured(config, variants=3)},
+            "holds a training run already",
+        ),
     ):
         with pytest.raises(RunError, match=message):
-            training.train_denoiser(prepared_cohort, encoder, denoiser_run, progress=False, **options)
+            train_denoiser(prepared_cohort, encoder, denoiser_run, progress=False, **options)
     assert state() == before
 
 
@@ -116,8 +142,8 @@ def test_an_epoch_sees_every_slice_once_in_one_of_its_variants(prepared_cohort, 
     for variants in (1, 3):
         settings = {**TINY, "epochs": 2, "variants": variants}
         out = tmp_path / str(variants)
-        training.train_denoiser(
-            prepared_cohort, autoencoder_run / "best", out, recipes.DenoiserConfig(**settings), progress=False
+        train_denoiser(
+            prepared_cohort, autoencoder_run / "best", out, DenoiserConfig(**settings), progress=False
         )
         lengths.append(read_log(out)[-1]["step"])
     slices = len(SliceDataset(prepared_cohort, "train", lesion_free=True))
@@ -125,7 +151,9 @@ def test_an_epoch_sees_every_slice_once_in_one_of_its_variants(prepared_cohort, 
 
 
 def test_trainings_of_one_process_may_differ_in_precision():
-    precisions = [_accelerator(recipes.TrainingConfig(mixed_precision=p)).mixed_precision for p in ("bf16", "no", "auto")]
+    precisions = [
+        _accelerator(TrainingConfig(mixed_precision=p)).mixed_precision for p in ("bf16", "no", "auto")
+    ]
     assert precisions[:2] == ["bf16", "no"]
 
 
@@ -133,24 +161,24 @@ def test_latents_are_encoded_once(denoiser_run, prepared_cohort, autoencoder_run
     cache = denoiser_run / "latents"
     before = {f: os.stat(cache / f).st_mtime_ns for f in os.listdir(cache)}
     model = AutoencoderKL.from_pretrained(autoencoder_run / "best")
-    config = recipes.DenoiserConfig(variants=2)
-    latents.encode_latents(prepared_cohort, model, cache, config, progress=False)
+    config = DenoiserConfig(variants=2)
+    encode_latents(prepared_cohort, model, cache, config, progress=False)
     assert before == {f: os.stat(cache / f).st_mtime_ns for f in os.listdir(cache)}
-    latents.encode_latents(prepared_cohort, model, cache, recipes.configured(config, variants=3), progress=False)
+    encode_latents(prepared_cohort, model, cache, configured(config, variants=3), progress=False)
     assert len(np.load(cache / "train-mean.npy", mmap_mode="r")) % 3 == 0
     assert before["train-mean.npy"] != os.stat(cache / "train-mean.npy").st_mtime_ns
 
 
 def test_variants_differ_and_the_first_is_the_slice_itself(prepared_cohort, autoencoder_run, tmp_path):
     model = AutoencoderKL.from_pretrained(autoencoder_run / "best")
-    cache = latents.encode_latents(prepared_cohort, model, tmp_path, recipes.DenoiserConfig(variants=2), progress=False)
+    cache = encode_latents(prepared_cohort, model, tmp_path, DenoiserConfig(variants=2), progress=False)
     mean = np.load(cache / "train-mean.npy").astype(np.float32)
     half = len(mean) // 2
-    from madad_lite import latent
+    from madad_lite.autoencoder import encode
 
     first = SliceDataset(prepared_cohort, "train", lesion_free=True)[0]["image"][None]
     with torch.no_grad():
-        expected = latent.encode(model, first)[0]
+        expected = encode(model, first)[0]
     np.testing.assert_allclose(mean[0], expected, atol=0.02)  # stored in half precision
     assert np.abs(mean[:half] - mean[half:]).mean() > 0.05
 
@@ -163,10 +191,10 @@ def test_every_slice_once_an_epoch_in_an_order_of_its_own():
 
 
 def test_settings_by_name():
-    assert recipes.configured(recipes.DenoiserConfig(), steps=5).steps == 5
+    assert configured(DenoiserConfig(), steps=5).steps == 5
     with pytest.raises(ValueError, match="stepz"):
-        recipes.configured(recipes.DenoiserConfig(), stepz=5)
-    paper = recipes.RECIPES["paper"].denoiser
+        configured(DenoiserConfig(), stepz=5)
+    paper = RECIPES["paper"].denoiser
     assert (paper.size, paper.epochs, paper.batch_size, paper.learning_rate) == ("L", 300, 96, 5e-4)
 
 

@@ -11,9 +11,12 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from madad_lite import volumes
-from madad_lite.registration import register_to_mni, template
-from madad_lite.volumes import Geometry, Grid, ScanError, load_volume, prepare_volume, return_to_scan, save_nifti
+from madad_lite.errors import ScanError
+from madad_lite.scans import prepare
+from madad_lite.scans.grid import Geometry, Grid
+from madad_lite.scans.nifti import load_volume, return_to_scan, save_nifti
+from madad_lite.scans.prepare import prepare_volume
+from madad_lite.scans.registration import register_to_mni, template
 
 GRID = Grid(spacing=4.0, size=48)
 STRAIGHT = np.eye(4)
@@ -25,7 +28,9 @@ def sampled(affine, shape, source=None, order=1):
     source = source or template("t1")
     matrix = np.linalg.inv(source.affine) @ affine
     data = np.asarray(source.dataobj, np.float32)
-    return nib.Nifti1Image(ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], shape, order=order), affine)
+    return nib.Nifti1Image(
+        ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], shape, order=order), affine
+    )
 
 
 def covering(voxel=(4.0, 4.0, 4.0), turn=STRAIGHT):
@@ -84,7 +89,9 @@ def reference(on_grid, tmp_path_factory):
 
 
 def test_slices_lie_as_promised(on_grid, saved):
-    """Index k upward, rows from anterior to posterior, columns from left to right: a mark in each direction."""
+    """Index k upward, rows from anterior to posterior, columns from left to right: a mark in each
+    direction.
+    """
     for axis, side in itertools.product(range(3), (-1, 1)):
         place = np.array([0.0, -18.0, 9.0])
         place[axis] += side * 36
@@ -93,7 +100,9 @@ def test_slices_lie_as_promised(on_grid, saved):
         )
         k, row, column = ndimage.center_of_mass(out.lesion)
         voxel = np.linalg.inv(GRID.affine) @ [*place, 1]
-        assert np.allclose([out.geometry.slice_index[0] + k, GRID.size - 1 - row, column], voxel[[2, 1, 0]], atol=0.6)
+        assert np.allclose(
+            [out.geometry.slice_index[0] + k, GRID.size - 1 - row, column], voxel[[2, 1, 0]], atol=0.6
+        )
 
 
 def test_default_grid():
@@ -121,7 +130,9 @@ def test_slices_with_little_brain_are_left_out(on_grid, saved):
     assert np.array_equal(every.image[list(few.geometry.slice_index)], few.image)
 
 
-ORIENTATIONS = ["".join(c) for axes in itertools.permutations(["RL", "AP", "SI"]) for c in itertools.product(*axes)]
+ORIENTATIONS = [
+    "".join(c) for axes in itertools.permutations(["RL", "AP", "SI"]) for c in itertools.product(*axes)
+]
 
 
 def test_every_orientation_gives_the_same_slices(on_grid, reference, tmp_path):
@@ -140,11 +151,14 @@ def test_every_orientation_gives_the_same_slices(on_grid, reference, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "voxel, turn", [((2, 2, 2), STRAIGHT), ((1.5, 2, 5), STRAIGHT), ((2.5, 2, 3), TILTED)],
+    "voxel, turn",
+    [((2, 2, 2), STRAIGHT), ((1.5, 2, 5), STRAIGHT), ((2.5, 2, 3), TILTED)],
     ids=["2 mm", "anisotropic", "oblique"],
 )
 def test_voxel_size_and_oblique_axes(voxel, turn, reference, saved):
-    out = prepare_volume(saved(sampled(*covering(np.array(voxel, float), turn))), grid=GRID, register=False, min_brain=0)
+    out = prepare_volume(
+        saved(sampled(*covering(np.array(voxel, float), turn))), grid=GRID, register=False, min_brain=0
+    )
     kept = list(reference.geometry.slice_index)
     assert dice(out.brain[kept], reference.brain) > 0.96
     both = out.brain[kept] & reference.brain
@@ -181,10 +195,14 @@ def test_finer_scans_do_not_alias(saved):
 
 
 def test_a_scan_at_the_grids_resolution_stays_sharp(saved):
-    """Half a voxel off, waves of three voxels keep most of their height; linear interpolation would halve it."""
+    """Half a voxel off, waves of three voxels keep most of their height; linear interpolation would halve
+    it.
+    """
     affine = GRID.affine
     brain = np.asarray(sampled(affine, GRID.shape).dataobj) > 0
-    waves = np.where(brain, 100 + 40 * np.cos(2 * np.pi / 3 * np.indices(GRID.shape)[0]), 0).astype(np.float32)
+    waves = np.where(brain, 100 + 40 * np.cos(2 * np.pi / 3 * np.indices(GRID.shape)[0]), 0).astype(
+        np.float32
+    )
     affine[0, 3] += GRID.spacing / 2
     out = prepare_volume(saved(nib.Nifti1Image(waves, affine)), grid=GRID, register=False)
     inner = ndimage.binary_erosion(out.brain, iterations=3)
@@ -221,7 +239,9 @@ def test_normalisation(on_grid, saved):
 @pytest.mark.parametrize("factor", [0.003, 4000.0])
 def test_the_scale_does_not_matter(factor, on_grid, reference, saved):
     image = nib.Nifti1Image(np.asarray(on_grid.dataobj) * np.float32(factor), on_grid.affine)
-    assert np.allclose(prepare_volume(saved(image), grid=GRID, register=False).image, reference.image, atol=1e-4)
+    assert np.allclose(
+        prepare_volume(saved(image), grid=GRID, register=False).image, reference.image, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("background", [0.0, -5.0])
@@ -293,7 +313,9 @@ def test_lesion_mask(on_grid, saved):
 def test_channels(on_grid, reference, saved):
     data = np.asarray(on_grid.dataobj)
     four = saved(nib.Nifti1Image(np.stack([data[::-1], data], axis=3), on_grid.affine))
-    assert np.allclose(prepare_volume(four, channel=1, grid=GRID, register=False).image, reference.image, atol=1e-5)
+    assert np.allclose(
+        prepare_volume(four, channel=1, grid=GRID, register=False).image, reference.image, atol=1e-5
+    )
     assert np.allclose(load_volume(four, channel=0).dataobj, data[::-1])
     single = saved(nib.Nifti1Image(data[..., None], on_grid.affine))
     assert load_volume(single).shape == data.shape
@@ -371,7 +393,11 @@ def test_bad_masks(on_grid, saved):
     scan, data = saved(on_grid), np.asarray(on_grid.dataobj)
     smaller = saved(nib.Nifti1Image(data[:-1], on_grid.affine))
     mirrored = saved(nib.Nifti1Image(data, np.diag([-1.0, 1, 1, 1]) @ on_grid.affine))
-    for mask, reason in ((smaller, "shape"), (mirrored, "mm away"), (scan.with_name("no.nii.gz"), "no such file")):
+    for mask, reason in (
+        (smaller, "shape"),
+        (mirrored, "mm away"),
+        (scan.with_name("no.nii.gz"), "no such file"),
+    ):
         for role in ("brain", "lesion"):
             with pytest.raises(ScanError, match=reason) as error:
                 prepare_volume(scan, **{role: mask}, grid=GRID, register=False)
@@ -384,7 +410,8 @@ def test_bad_masks(on_grid, saved):
 # --- registration
 
 MOVED = nib.affines.from_matvec(
-    Rotation.from_euler("xyz", [8, -6, 11], degrees=True).as_matrix() @ np.diag([1.08, 0.95, 1.03]), [14, -22, 9]
+    Rotation.from_euler("xyz", [8, -6, 11], degrees=True).as_matrix() @ np.diag([1.08, 0.95, 1.03]),
+    [14, -22, 9],
 )  # scan mm -> MNI mm
 
 
@@ -446,7 +473,9 @@ def head_of(source):
     spacing = np.linalg.norm(source.affine[:3, 0])
     brain = ndimage.binary_closing(data > 0, iterations=2)
     away = ndimage.distance_transform_edt(~brain) * spacing
-    x, y, z = np.moveaxis(nib.affines.apply_affine(source.affine, np.moveaxis(np.indices(data.shape), 0, -1)), -1, 0)
+    x, y, z = np.moveaxis(
+        nib.affines.apply_affine(source.affine, np.moveaxis(np.indices(data.shape), 0, -1)), -1, 0
+    )
     head = np.where((away > 3) & (away <= 9), 20.0, 0.0)
     head[(away > 9) & (away <= 16) & (z > -60)] = 220
     head[(x**2 + (y + 30) ** 2 < 55**2) & (z < -30) & (away > 6)] = 110
@@ -461,7 +490,10 @@ def test_head_with_skull_gets_the_templates_brain(saved):
     out = prepare_volume(saved(head), grid=GRID, register="auto", min_brain=0)
     assert registration_error(out.geometry.to_mni) < 6
     returned = np.asarray(return_to_scan(out.brain, out.geometry).dataobj) > 0.5
-    lowest = nib.affines.apply_affine(MOVED @ scan.affine, np.moveaxis(np.indices(scan.shape), 0, -1))[..., 2] > -55
+    lowest = (
+        nib.affines.apply_affine(MOVED @ scan.affine, np.moveaxis(np.indices(scan.shape), 0, -1))[..., 2]
+        > -55
+    )
     assert dice(returned & lowest, (np.asarray(scan.dataobj) > 0) & lowest) > 0.88
 
 
@@ -473,12 +505,18 @@ def test_when_a_scan_is_registered(on_grid, saved, monkeypatch):
         calls.append(brain)
         return np.linalg.inv(image.affine @ np.linalg.inv(on_grid.affine))
 
-    monkeypatch.setattr(volumes, "register_to_mni", fake)
-    shifted = nib.Nifti1Image(np.asarray(on_grid.dataobj), nib.affines.from_matvec(np.eye(3), [0, 30, 0]) @ on_grid.affine)
+    monkeypatch.setattr(prepare, "register_to_mni", fake)
+    shifted = nib.Nifti1Image(
+        np.asarray(on_grid.dataobj), nib.affines.from_matvec(np.eye(3), [0, 30, 0]) @ on_grid.affine
+    )
     there, elsewhere = saved(on_grid), saved(shifted)
     for path, register, n in (
-        (there, "auto", 0), (there, False, 0), (there, True, 1), (elsewhere, False, 0), (elsewhere, "auto", 1),
-    ):  # fmt: skip
+        (there, "auto", 0),
+        (there, False, 0),
+        (there, True, 1),
+        (elsewhere, False, 0),
+        (elsewhere, "auto", 1),
+    ):
         calls.clear()
         out = prepare_volume(path, grid=GRID, register=register)
         assert len(calls) == n, (path, register)
@@ -489,7 +527,7 @@ def test_when_a_scan_is_registered(on_grid, saved, monkeypatch):
 
 def test_failed_registration_is_an_error(on_grid, saved, monkeypatch):
     path = saved(on_grid)
-    monkeypatch.setattr(volumes, "register_to_mni", lambda *_: nib.affines.from_matvec(np.eye(3), [90, 0, 0]))
+    monkeypatch.setattr(prepare, "register_to_mni", lambda *_: nib.affines.from_matvec(np.eye(3), [90, 0, 0]))
     with pytest.raises(ScanError, match="cannot be registered.*register=False") as error:
         prepare_volume(path, grid=GRID, register=True)
     assert str(error.value).startswith(f"{path}: ")
@@ -535,7 +573,10 @@ def test_round_trip(voxel, turn, codes, saved):
     path, ball = saved(scan), blob(scan)
     out = prepare_volume(path, lesion=saved(ball), grid=Grid(), register=False)
     truth, original = np.asarray(ball.dataobj) > 0, nib.load(path)
-    for slices, least in ((ball_map(out.geometry), 0.95), (out.lesion, 0.85)):  # a mask has lost part of a voxel
+    for slices, least in (
+        (ball_map(out.geometry), 0.95),
+        (out.lesion, 0.85),
+    ):  # a mask has lost part of a voxel
         back = return_to_scan(slices, out.geometry)
         assert back.shape == original.shape and np.array_equal(back.affine, original.affine)
         assert back.get_data_dtype() == np.float32
@@ -641,10 +682,17 @@ def test_template():
 def test_slices_further_apart_are_some_of_the_same_slices(patient_scan):
     every = prepare_volume(patient_scan["image"])
     some = prepare_volume(patient_scan["image"], grid=Grid(z_spacing=6.0))
-    heights = [[g.grid.affine[2, 3] + g.grid.step * k for k in g.slice_index] for g in (every.geometry, some.geometry)]
-    assert set(heights[1]) <= set(heights[0]) and 3 * len(some.image) == pytest.approx(len(every.image), abs=3)
+    heights = [
+        [g.grid.affine[2, 3] + g.grid.step * k for k in g.slice_index]
+        for g in (every.geometry, some.geometry)
+    ]
+    assert set(heights[1]) <= set(heights[0]) and 3 * len(some.image) == pytest.approx(
+        len(every.image), abs=3
+    )
     same = [heights[0].index(z) for z in heights[1]]
     np.testing.assert_allclose(some.image, every.image[same], atol=0.02)
     back = return_to_scan(some.image + 1, some.geometry)  # interpolated between the slices
-    assert (np.asarray(back.dataobj)[np.asarray(nib.load(patient_scan["brain"]).dataobj) > 0] > 0).mean() > 0.9
+    assert (
+        np.asarray(back.dataobj)[np.asarray(nib.load(patient_scan["brain"]).dataobj) > 0] > 0
+    ).mean() > 0.9
     assert Grid.from_dict(some.geometry.grid.to_dict()) == some.geometry.grid

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from madad_lite import plotting, widgets
+from madad_lite import plotting
+from madad_lite.plotting import widgets
 
 N, SIZE, LATENT, STEPS = 4, 16, 4, 3
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,9 +27,15 @@ def out():
     score[2] += 1
     probability = torch.rand(STEPS, N, 1, LATENT, LATENT, generator=generator)
     return SimpleNamespace(
-        image=image, reconstruction=image, healed=image, anomaly_map=score / 2, mask_probability=probability,
-        replaced=probability > 0.5, timesteps=torch.tensor([9, 5, 0]), prepared=None,
-    )  # fmt: skip
+        image=image,
+        reconstruction=image,
+        healed=image,
+        anomaly_map=score / 2,
+        mask_probability=probability,
+        replaced=probability > 0.5,
+        timesteps=torch.tensor([9, 5, 0]),
+        prepared=None,
+    )
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import pytest
 
-from madad_lite.latent import AUTOENCODERS
-from madad_lite.model import SIZES, DenoiserSize
+from madad_lite.autoencoder import AUTOENCODERS
+from madad_lite.denoiser import SIZES, DenoiserSize
 
 ENTRIES = (
     (AUTOENCODERS, {**AUTOENCODERS["nano"], "block_out_channels": (16,)}),
     (SIZES, DenoiserSize(32, 1, (1, 1), (False, True), 1)),
 )
+
 
 def make_tiny_known() -> None:
     """In a process that a test has started."""

@@ -1,9 +1,10 @@
 """Pictures, with matplotlib only.
 
-Every function takes arrays or tensors (or the output of the pipeline) and returns a matplotlib Figure. A figure is
-never registered with pyplot's list of open figures: nothing leaks, and a notebook shows it once, as the value of the
-cell. Slices are (H, W) with anterior at the top and the patient's left on the left. Brains are grey from -1 to 1,
-anomaly maps magma, latents and network outputs viridis; a true lesion has a cyan outline, noised cells are orange.
+Every function takes arrays or tensors (or the output of the pipeline) and returns a matplotlib Figure. A
+figure is never registered with pyplot's list of open figures: nothing leaks, and a notebook shows it once, as
+the value of the cell. Slices are (H, W) with anterior at the top and the patient's left on the left. Brains
+are grey from -1 to 1, anomaly maps magma, latents and network outputs viridis; a true lesion has a cyan
+outline, noised cells are orange.
 """
 
 from .charts import (

@@ -39,12 +39,16 @@ def stack(values, name: str = "images") -> np.ndarray:
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3:
-        raise ValueError(f"{name}: slices (N, H, W) or (N, 1, H, W) are needed, not shape {tuple(array.shape)}")
+        raise ValueError(
+            f"{name}: slices (N, H, W) or (N, 1, H, W) are needed, not shape {tuple(array.shape)}"
+        )
     return array
 
 
 def tiles(rows, columns, shape, *, tile=1.5, head=0.3, left=0.0, right=0.0, top=0.0, bottom=0.06, gap=0.05):
-    """Figure with rows x columns picture axes without ticks. All sizes in inches; `head` is the room above each row."""
+    """Figure with rows x columns picture axes without ticks. All sizes in inches; `head` is the room above
+    each row.
+    """
     height = tile * shape[0] / shape[1]
     width = left + columns * tile + (columns - 1) * gap + right
     total = top + rows * (height + head) + (rows - 1) * gap + bottom
@@ -90,7 +94,9 @@ def show(ax, image, title: str | None = None, **options):
 
 
 def show_map(ax, image, score, vmax: float = 1.0, title: str | None = None):
-    """A brain slice with its anomaly map on top: the higher the score, the less of the brain shines through."""
+    """A brain slice with its anomaly map on top: the higher the score, the less of the brain shines
+    through.
+    """
     show(ax, image, title)
     alpha = np.clip(2 * score / vmax, 0, 1) * 0.75
     return ax.imshow(score, cmap="magma", vmin=0, vmax=vmax, alpha=alpha, interpolation="nearest")
@@ -110,7 +116,9 @@ def contour(ax, truth, colour: str = TRUTH):
 def paint_cells(ax, mask, colour: str, *, alpha: float = 0.75, extent=None):
     """Paint the true cells of `mask` in one colour; the others stay transparent."""
     shown = np.ma.masked_where(~np.asarray(mask, dtype=bool), np.ones(np.shape(mask)))
-    return ax.imshow(shown, cmap=ListedColormap([colour]), alpha=alpha, interpolation="nearest", extent=extent)
+    return ax.imshow(
+        shown, cmap=ListedColormap([colour]), alpha=alpha, interpolation="nearest", extent=extent
+    )
 
 
 def frame_of(shape) -> tuple[float, float, float, float]:
@@ -119,5 +127,13 @@ def frame_of(shape) -> tuple[float, float, float, float]:
 
 
 def truth_note(ax):
-    ax.text(0.5, -0.02, "cyan outline: true lesion", transform=ax.transAxes, ha="center", va="top", fontsize=8,
-            color="#00798C")  # fmt: skip
+    ax.text(
+        0.5,
+        -0.02,
+        "cyan outline: true lesion",
+        transform=ax.transAxes,
+        ha="center",
+        va="top",
+        fontsize=8,
+        color="#00798C",
+    )

@@ -65,8 +65,9 @@ def read_log(log) -> list[dict]:
 def training_curves(log, keys=None):
     """Each loss in a panel of its own, training and validation, against the step.
 
-    log: run folder, log.jsonl or list of dicts with "step", losses, and "val_<loss>" at evaluations. keys: which losses
-    (default: the parts of the loss that the log has). The axis is logarithmic where a loss falls by more than 5 times.
+    log: run folder, log.jsonl or list of dicts with "step", losses, and "val_<loss>" at evaluations. keys:
+    which losses (default: the parts of the loss that the log has). The axis is logarithmic where a loss falls
+    by more than 5 times.
     """
     lines = read_log(log)
     if not lines:
@@ -82,8 +83,14 @@ def training_curves(log, keys=None):
         val_step, val = _series(lines, f"val_{key}")
         if len(value):
             noisy = len(value) > 60
-            ax.plot(step, value, color=BLUE, lw=0.8 if noisy else 1.4, alpha=0.35 if noisy else 1,
-                    label=None if noisy else "training")  # fmt: skip
+            ax.plot(
+                step,
+                value,
+                color=BLUE,
+                lw=0.8 if noisy else 1.4,
+                alpha=0.35 if noisy else 1,
+                label=None if noisy else "training",
+            )
             if noisy:
                 smooth, width = _running_mean(value)
                 ax.plot(step, smooth, color=BLUE, lw=1.6, label=f"training (mean of {width} lines)")
@@ -149,8 +156,18 @@ def intensity_histogram(images, brain, labels=None):
         share = 100 * counts / max(1, values.size)
         ax.stairs(share, edges, color=colour, fill=len(images) == 1, lw=1.4, label=label)
     ax.axvline(0, color="0.3", lw=1, ls="--")
-    ax.text(0.02, 0.97, "median of the brain", transform=ax.get_xaxis_transform(), fontsize=8, va="top", color="0.3")
-    _label(ax, "Intensities inside the brain", "normalised intensity", "% of the brain's voxels", xlim=(-1, 1))
+    ax.text(
+        0.02,
+        0.97,
+        "median of the brain",
+        transform=ax.get_xaxis_transform(),
+        fontsize=8,
+        va="top",
+        color="0.3",
+    )
+    _label(
+        ax, "Intensities inside the brain", "normalised intensity", "% of the brain's voxels", xlim=(-1, 1)
+    )
     if labels[0] is not None:
         ax.legend(frameon=False, fontsize=8)
     return fig
@@ -170,8 +187,13 @@ def dice_curve(score, truth, brain=None, threshold: float | None = None, *, poin
     ax.plot(grid[best], dice[best], "o", color="0.2", label=f"best: {dice[best]:.2f} at {grid[best]:.2f}")
     if threshold is not None:
         value = _dice(score, truth, np.array([threshold]))[0]
-        ax.axvline(threshold, color=ORANGE, lw=1.4, ls="--",
-                   label=f"threshold from validation: {value:.2f} at {threshold:.2f}")  # fmt: skip
+        ax.axvline(
+            threshold,
+            color=ORANGE,
+            lw=1.4,
+            ls="--",
+            label=f"threshold from validation: {value:.2f} at {threshold:.2f}",
+        )
         ax.plot(threshold, value, "o", color=ORANGE)
     top = max(0.05, 1.15 * float(dice.max()))
     _label(ax, "Dice at every threshold", "threshold on the anomaly score", "Dice (all slices pooled)")
@@ -188,7 +210,9 @@ def _dice(score, truth, thresholds) -> np.ndarray:
 
 
 def precision_recall(score, truth, brain=None, *, label: str | None = None):
-    """Precision against recall over all thresholds, with the average precision and the level of pure guessing."""
+    """Precision against recall over all thresholds, with the average precision and the level of pure
+    guessing.
+    """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     score, truth = _inside(score, truth, brain)
@@ -198,17 +222,30 @@ def precision_recall(score, truth, brain=None, *, label: str | None = None):
     some = np.unique(np.linspace(0, len(recall) - 1, 1000).astype(int))  # a million points draw the same line
     fig, (ax,) = _panels(1, 4.6, 3.6)
     name = f"{label}: " if label else ""
-    ax.plot(recall[some], precision[some], color=BLUE, lw=1.8,
-            label=f"{name}average precision {average_precision_score(truth, score):.2f}")  # fmt: skip
+    ax.plot(
+        recall[some],
+        precision[some],
+        color=BLUE,
+        lw=1.8,
+        label=f"{name}average precision {average_precision_score(truth, score):.2f}",
+    )
     ax.axhline(truth.mean(), color=GREY, lw=1.2, ls="--", label=f"guessing: {truth.mean():.3f}")
-    _label(ax, "Precision and recall of lesion voxels", "recall: share of the lesion that is found",
-           "precision: share of the found\nthat is lesion", xlim=(0, 1), ylim=(0, 1.03))  # fmt: skip
+    _label(
+        ax,
+        "Precision and recall of lesion voxels",
+        "recall: share of the lesion that is found",
+        "precision: share of the found\nthat is lesion",
+        xlim=(0, 1),
+        ylim=(0, 1.03),
+    )
     ax.legend(frameon=False, fontsize=8)
     return fig
 
 
 def _interval(value) -> tuple[float, float, float]:
-    """(value, low, high) from a number, a triple, or a dict of "value" (or "dice"), "low", "high" (or "interval")."""
+    """(value, low, high) from a number, a triple, or a dict of "value" (or "dice"), "low", "high" (or
+    "interval").
+    """
     if isinstance(value, Mapping):
         middle = value.get("value", value.get("dice"))
         if middle is None:
@@ -230,7 +267,8 @@ def _whiskers(values) -> tuple[np.ndarray, np.ndarray]:
 def dice_by_size(results: Mapping, *, ylabel: str = "Dice"):
     """Bars by lesion size, with intervals.
 
-    results: {"small": number | (value, low, high) | {"dice"| "value", "low", "high", "n"}, ...}; "n" is printed below.
+    results: {"small": number | (value, low, high) | {"dice"| "value", "low", "high", "n"}, ...}; "n" is
+    printed below.
     """
     middle, error = _whiskers(results.values())
     fig, (ax,) = _panels(1, 1.6 + 1.1 * len(results))
@@ -240,16 +278,22 @@ def dice_by_size(results: Mapping, *, ylabel: str = "Dice"):
         ax.errorbar(places, middle, yerr=error, fmt="none", ecolor="0.15", capsize=4, lw=1.2)
     for x, value, up in zip(places, middle, error[1], strict=True):
         ax.text(x, value + up + 0.015, f"{value:.2f}", ha="center", va="bottom", fontsize=9)
-    names = [f"{k}\n(n = {v['n']})" if isinstance(v, Mapping) and "n" in v else str(k) for k, v in results.items()]
+    names = [
+        f"{k}\n(n = {v['n']})" if isinstance(v, Mapping) and "n" in v else str(k) for k, v in results.items()
+    ]
     ax.set_xticks(places, names, fontsize=9)
-    _label(ax, "By lesion size", y=ylabel, ylim=(0, min(1.1, float(np.nanmax(middle + error[1])) * 1.2 + 0.05)))
+    _label(
+        ax, "By lesion size", y=ylabel, ylim=(0, min(1.1, float(np.nanmax(middle + error[1])) * 1.2 + 0.05))
+    )
     return fig
 
 
 def compare_methods(results: Mapping[str, Mapping], metrics=None, *, highlight: str | None = None):
-    """Methods below each other, one panel a metric, each bar with its number and interval: a table one can see.
+    """Methods below each other, one panel a metric, each bar with its number and interval: a table one can
+    see.
 
-    results: {method: {metric: number | (value, low, high) | {"value", "low", "high"}}}. metrics: which, in this order.
+    results: {method: {metric: number | (value, low, high) | {"value", "low", "high"}}}. metrics: which, in
+    this order.
     highlight: the method drawn in colour (default: the first).
     """
     methods = list(results)

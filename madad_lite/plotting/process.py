@@ -22,8 +22,8 @@ from .canvas import (
 def latent_channels(latents, titles=None, *, limit: float | None = None):
     """The channels of latents as pictures, one row a latent, all on one colour scale.
 
-    latents: (C, h, w) or (N, C, h, w). titles: N row labels. limit: the scale runs from -limit to limit (default: the
-    99.5th percentile of the magnitude).
+    latents: (C, h, w) or (N, C, h, w). titles: N row labels. limit: the scale runs from -limit to limit
+    (default: the 99.5th percentile of the magnitude).
     """
     latents = as_array(latents)
     if latents.ndim == 3:
@@ -47,8 +47,8 @@ def latent_channels(latents, titles=None, *, limit: float | None = None):
 def forward_process(images, timesteps, mask=None, original=None):
     """Patches dissolve into noise while t grows.
 
-    images: (T, H, W), the decoded z_t in [-1, 1]. timesteps: T numbers. mask: (h, w) the noised cells, drawn over
-    `original` (H, W), or over the first image.
+    images: (T, H, W), the decoded z_t in [-1, 1]. timesteps: T numbers. mask: (h, w) the noised cells, drawn
+    over `original` (H, W), or over the first image.
     """
     images = stack(images)
     extra = int(mask is not None)
@@ -66,8 +66,10 @@ def forward_process(images, timesteps, mask=None, original=None):
 def mask_examples(masks, brain=None, images=None, titles=None, columns: int = 6):
     """Random patch masks: noised cells in orange, over the slices, over the brain, or over grey.
 
-    masks: (N, h, w) or (N, 1, h, w), 1 = noised. brain: (N, ...) the cells that count as brain; one is enough for all.
-    images: (N, H, W) slices. Each title gives the share of noised cells (of the brain's cells if these are known).
+    masks: (N, h, w) or (N, 1, h, w), 1 = noised. brain: (N, ...) the cells that count as brain; one is enough
+    for all.
+    images: (N, H, W) slices. Each title gives the share of noised cells (of the brain's cells if these are
+    known).
     """
     masks = stack(masks, "masks") > 0.5
     n = len(masks)
@@ -88,7 +90,13 @@ def mask_examples(masks, brain=None, images=None, titles=None, columns: int = 6)
         if images is not None:
             show(ax, images[i], title)
         else:
-            show(ax, np.zeros(shape) if brain is None else brain[i], title, vmin=-2 if brain is None else 0, vmax=2)
+            show(
+                ax,
+                np.zeros(shape) if brain is None else brain[i],
+                title,
+                vmin=-2 if brain is None else 0,
+                vmax=2,
+            )
         paint_cells(ax, masks[i], CELLS, alpha=0.6 if images is not None else 1.0, extent=frame_of(shape))
     return fig
 
@@ -104,8 +112,16 @@ def trajectory(out, index: int, decoded):
     probability, replaced = as_array(out.mask_probability)[:, index, 0], as_array(out.replaced)[:, index, 0]
     steps = len(probability)
     _check_steps(decoded, steps)
-    fig, axes = tiles(4, steps + 1, decoded.shape[1:], tile=min(1.4, 9.6 / (steps + 1)), head=0.0, left=1.0, right=0.6,
-                       top=0.42)  # fmt: skip
+    fig, axes = tiles(
+        4,
+        steps + 1,
+        decoded.shape[1:],
+        tile=min(1.4, 9.6 / (steps + 1)),
+        head=0.0,
+        left=1.0,
+        right=0.6,
+        top=0.42,
+    )
     extent = frame_of(decoded.shape[1:])
     for s in range(steps + 1):
         title = "healed" if s == steps else f"step {s + 1}\nt = {int(out.timesteps[s])}"
@@ -118,7 +134,9 @@ def trajectory(out, index: int, decoded):
         chance = show(axes[2, s], probability[s], cmap="viridis", vmin=0, vmax=1, extent=extent)
         show(axes[3, s], decoded[s])
         paint_cells(axes[3, s], replaced[s], CELLS, extent=extent)
-    for row, text in enumerate(("decoded\nlatent", "change\nso far", "noised?\n(network)", "replaced\ncells")):
+    for row, text in enumerate(
+        ("decoded\nlatent", "change\nso far", "noised?\n(network)", "replaced\ncells")
+    ):
         row_label(axes[row, 0], text)
     colour_bar(fig, change, axes[1, -1], "change")
     colour_bar(fig, chance, axes[2, -2], "probability")
@@ -133,7 +151,8 @@ def _check_steps(decoded, steps: int):
 
 
 def reverse_step(out, index: int, step: int, decoded):
-    """One step of the reverse process, large: the latent before the step, what the network says, and the result.
+    """One step of the reverse process, large: the latent before the step, what the network says, and the
+    result.
 
     step: 0 ... S-1. The other arguments are those of `trajectory`.
     """
@@ -144,8 +163,15 @@ def reverse_step(out, index: int, step: int, decoded):
     fig, axes = tiles(1, 5, decoded.shape[1:], tile=1.85, head=0.42, right=0.65, top=0.32)
     heading(fig, f"Step {step + 1} of {len(out.mask_probability)}  (t = {int(out.timesteps[step])})")
     show(axes[0, 0], decoded[step], "before the step")
-    show(axes[0, 1], probability, "how likely noised\n(0: dark, 1: bright)", cmap="viridis", vmin=0, vmax=1,
-          extent=extent)  # fmt: skip
+    show(
+        axes[0, 1],
+        probability,
+        "how likely noised\n(0: dark, 1: bright)",
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+        extent=extent,
+    )
     show(axes[0, 2], decoded[step], f"{int(replaced.sum())} of {replaced.size} cells\nreplaced")
     paint_cells(axes[0, 2], replaced, CELLS, extent=extent)
     show(axes[0, 3], decoded[step + 1], "after the step")

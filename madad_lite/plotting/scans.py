@@ -42,8 +42,8 @@ def slice_names(out) -> list[str]:
 def slice_grid(images, titles=None, columns: int = 8, overlay=None, truth=None, vmax: float = 1.0):
     """Many slices side by side.
 
-    images: (N, H, W) or (N, 1, H, W) in [-1, 1]. titles: N strings. overlay: scores of the same shape in [0, vmax],
-    drawn on top. truth: masks of the same shape, outlined in cyan.
+    images: (N, H, W) or (N, 1, H, W) in [-1, 1]. titles: N strings. overlay: scores of the same shape in [0,
+    vmax], drawn on top. truth: masks of the same shape, outlined in cyan.
     """
     images = stack(images)
     n = len(images)
@@ -54,7 +54,9 @@ def slice_grid(images, titles=None, columns: int = 8, overlay=None, truth=None, 
         raise ValueError(f"{len(titles)} titles for {n} slices")
     rows, right = -(-n // columns), 0.0 if overlay is None else 0.6
     tile = min(1.6, 9.5 / columns)
-    fig, axes = tiles(rows, columns, images.shape[1:], tile=tile, head=0.22 if titles is not None else 0, right=right)
+    fig, axes = tiles(
+        rows, columns, images.shape[1:], tile=tile, head=0.22 if titles is not None else 0, right=right
+    )
     for i, ax in enumerate(axes.flat):
         if i >= n:
             ax.set_visible(False)
@@ -74,7 +76,9 @@ def slice_grid(images, titles=None, columns: int = 8, overlay=None, truth=None, 
 def overlay(image, score, truth=None, *, vmax: float = 1.0, title: str | None = None):
     """One slice with its anomaly map on top and, if given, the true lesion outlined. All (H, W)."""
     image, score = one_slice(image), one_slice(score, "score")
-    fig, axes = tiles(1, 1, image.shape, tile=3.6, head=0.3, right=0.7, bottom=0.3 if truth is not None else 0.05)
+    fig, axes = tiles(
+        1, 1, image.shape, tile=3.6, head=0.3, right=0.7, bottom=0.3 if truth is not None else 0.05
+    )
     mappable = show_map(axes[0, 0], image, score, vmax, title or "anomaly map over the scan")
     colour_bar(fig, mappable, axes[0, 0], "anomaly score")
     if truth is not None:
@@ -108,7 +112,8 @@ def detection_figure(out, index: int, truth=None, *, vmax: float = 1.0):
 def threshold_figure(image, score, threshold: float, truth=None, *, vmax: float = 1.0):
     """What a threshold makes of an anomaly map: scan, map, and the voxels above the threshold. All (H, W).
 
-    With `truth`, the voxels are coloured by hit, false alarm and miss, and the Dice coefficient of the slice is given.
+    With `truth`, the voxels are coloured by hit, false alarm and miss, and the Dice coefficient of the slice
+    is given.
     """
     image, score = one_slice(image), one_slice(score, "score")
     found = score > threshold
@@ -139,7 +144,8 @@ def threshold_figure(image, score, threshold: float, truth=None, *, vmax: float 
 def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int = 4):
     """One page about one scan: its most suspicious slices, the score along the brain, and the whole volume.
 
-    out: the pipeline's output for a volume. name: the heading. truth: (N, H, W) lesion masks, outlined if given.
+    out: the pipeline's output for a volume. name: the heading. truth: (N, H, W) lesion masks, outlined if
+    given.
     """
     images, scores, healed = stack(out.image), stack(out.anomaly_map), stack(out.healed)
     truth = None if truth is None else stack(truth, "truth")
@@ -151,9 +157,16 @@ def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int =
     strip_rows = -(-len(strip) // 10)
     below = curve + 1.15 + strip_rows * (small * aspect + 0.22)
     fig, axes = tiles(
-        3, columns, images.shape[1:], tile=tile, head=0.0, left=left, right=right + (4 - columns) * (tile + 0.05),
-        top=0.85, bottom=below,
-    )  # fmt: skip
+        3,
+        columns,
+        images.shape[1:],
+        tile=tile,
+        head=0.0,
+        left=left,
+        right=right + (4 - columns) * (tile + 0.05),
+        top=0.85,
+        bottom=below,
+    )
     width, height = fig.get_size_inches()
     heading(fig, name)
     fig.text(
@@ -175,12 +188,18 @@ def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int =
     if truth is not None:
         truth_note(axes[2, 0])
 
-    ax = fig.add_axes((left / width, (below - curve - 0.4) / height, 1 - (left + right) / width, curve / height))
+    ax = fig.add_axes(
+        (left / width, (below - curve - 0.4) / height, 1 - (left + right) / width, curve / height)
+    )
     ax.fill_between(np.arange(len(images)), per_slice, color="0.85")
     ax.plot(per_slice, color="0.2", lw=1.2)
     ax.plot(shown, per_slice[shown], "o", color=CELLS, ms=6)
-    ax.set_title("Anomaly score summed over each slice, from bottom to top of the head (dots: slices above)",
-                 fontsize=9, loc="left", pad=4)  # fmt: skip
+    ax.set_title(
+        "Anomaly score summed over each slice, from bottom to top of the head (dots: slices above)",
+        fontsize=9,
+        loc="left",
+        pad=4,
+    )
     ticks = strip[:: max(1, len(strip) // 6)]
     ax.set_xticks(ticks, [names[i].replace("slice ", "") for i in ticks])
     ax.tick_params(labelsize=8)
@@ -203,7 +222,9 @@ def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int =
 
 
 def _apart(values, n: int) -> list[int]:
-    """Indices of the n largest values, kept apart from each other so that they do not all show the same spot."""
+    """Indices of the n largest values, kept apart from each other so that they do not all show the same
+    spot.
+    """
     order, distance = np.argsort(-np.asarray(values), kind="stable"), max(1, len(values) // 20)
     chosen: list[int] = []
     while len(chosen) < min(n, len(values)):
@@ -217,8 +238,9 @@ def _apart(values, n: int) -> list[int]:
 def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vmax: float = 1.0):
     """A volume in three planes, with a cross where they meet.
 
-    scan: a NIfTI image or its path. overlay: an anomaly map or mask on the same grid (image or path). point: (x, y, z)
-    in the scan's own world mm; by default where the overlay is highest, else the centre of the brain.
+    scan: a NIfTI image or its path. overlay: an anomaly map or mask on the same grid (image or path). point:
+    (x, y, z) in the scan's own world mm; by default where the overlay is highest, else the centre of the
+    brain.
     """
     import nibabel as nib
     from nibabel.affines import apply_affine, voxel_sizes
@@ -233,7 +255,9 @@ def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vma
     if overlay is not None:
         score = load(overlay)[1]
         if score.shape != data.shape:
-            raise ValueError(f"overlay of shape {score.shape} over a scan of shape {data.shape}: not the same grid")
+            raise ValueError(
+                f"overlay of shape {score.shape} over a scan of shape {data.shape}: not the same grid"
+            )
     inside = data > np.percentile(data, 1) if data.min() != 0 else data > 0
     if point is not None:
         centre = apply_affine(np.linalg.inv(image.affine), point)
@@ -245,7 +269,11 @@ def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vma
     else:
         centre = np.argwhere(inside).mean(0) if inside.any() else np.array(data.shape) / 2
     centre = np.clip(np.round(centre), 0, np.array(data.shape) - 1).astype(int)
-    low, high = (min(0.0, float(data.min())), float(np.percentile(data[inside], 99.5))) if inside.any() else (0.0, 1.0)
+    low, high = (
+        (min(0.0, float(data.min())), float(np.percentile(data[inside], 99.5)))
+        if inside.any()
+        else (0.0, 1.0)
+    )
 
     size = voxel_sizes(image.affine) * data.shape  # mm: the planes are drawn in millimetres
     planes = (("sagittal", 0, 1, 2), ("coronal", 1, 0, 2), ("axial", 2, 0, 1))  # name, cut axis, right, up
@@ -267,12 +295,22 @@ def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vma
         if score is not None:
             part = np.take(score, centre[cut], axis=cut).T
             alpha = np.clip(2 * part / vmax, 0, 1) * 0.75
-            mappable = ax.imshow(part, cmap="magma", vmin=0, vmax=vmax, alpha=alpha, interpolation="nearest", **frame)
+            mappable = ax.imshow(
+                part, cmap="magma", vmin=0, vmax=vmax, alpha=alpha, interpolation="nearest", **frame
+            )
         ax.axvline(centre[right] + 0.5, color=TRUTH, lw=0.5, alpha=0.6)
         ax.axhline(centre[up] + 0.5, color=TRUTH, lw=0.5, alpha=0.6)
         for place, letter in ((0.02, "L" if right == 0 else "P"), (0.98, "R" if right == 0 else "A")):
-            ax.text(place, 0.5, letter, transform=ax.transAxes, color="white", fontsize=9, va="center",
-                    ha="left" if place < 0.5 else "right")  # fmt: skip
+            ax.text(
+                place,
+                0.5,
+                letter,
+                transform=ax.transAxes,
+                color="white",
+                fontsize=9,
+                va="center",
+                ha="left" if place < 0.5 else "right",
+            )
     if score is not None:
         colour_bar(fig, mappable, ax, "anomaly score")
     heading(fig, title or "Three planes through one point")

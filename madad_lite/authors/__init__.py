@@ -1,0 +1,1 @@
+"""The authors' own checkpoints and folders, read safely and written."""

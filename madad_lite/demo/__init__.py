@@ -1,0 +1,1 @@
+"""The main job end to end on simulated subjects, and the page that it leaves."""

@@ -1,0 +1,106 @@
+"""The denoiser: a diffusers UNet2DModel with two heads, one for the clean latent and one for the mask (paper,
+Fig. 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_processor import Attention
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+
+@dataclass(frozen=True)
+class DenoiserSize:
+    base_channels: int  # width of the first level
+    num_heads: int  # attention heads, the same number at every level
+    channel_multipliers: tuple[int, ...] = (1, 2, 4)
+    attention_levels: tuple[bool, ...] = (True, True, True)  # the authors attend at all three levels
+    layers_per_block: int = 2
+
+
+SIZES = {
+    # nano trains on two CPU cores in minutes: no attention at the first level, where it costs most
+    "nano": DenoiserSize(32, 4, (1, 2, 3), (False, True, True)),
+    # the authors' five sizes
+    "XS": DenoiserSize(64, 4),  # 16.1 M parameters
+    "S": DenoiserSize(128, 4),  # 64.5 M
+    "M": DenoiserSize(192, 6),  # 145 M
+    "L": DenoiserSize(256, 8),  # 257.7 M, the paper's
+    "XL": DenoiserSize(
+        320, 10
+    ),  # 402.7 M; the authors' code says 12 heads, which do not divide 320: theirs cannot run
+}
+
+
+class Denoiser(ModelMixin, ConfigMixin):
+    """(z_t, t) -> (z0_hat, mask logits). `Denoiser.of_size("nano")` makes one of the named sizes.
+
+    The trunk is diffusers' UNet2DModel without its own head. The latent head is norm, SiLU, convolution; the
+    mask head has a norm of its own and no SiLU, as in the authors' network. A positive logit means "noised".
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        base_channels: int = 32,
+        num_heads: int = 4,
+        channel_multipliers: tuple[int, ...] = (1, 2, 3),
+        attention_levels: tuple[bool, ...] = (False, True, True),
+        layers_per_block: int = 2,
+        dropout: float = 0.0,  # the authors' code trains with 0.4
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        if len(channel_multipliers) != len(attention_levels):
+            raise ValueError(
+                f"{len(channel_multipliers)} levels but {len(attention_levels)} attention settings"
+            )
+        if base_channels % num_heads or base_channels % norm_groups:
+            raise ValueError(
+                f"{base_channels} channels cannot be shared among {num_heads} heads and {norm_groups} norm groups"
+            )
+        self.unet = UNet2DModel(
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            block_out_channels=[base_channels * m for m in channel_multipliers],
+            down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attention_levels],
+            up_block_types=["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention_levels)],
+            layers_per_block=layers_per_block,
+            attention_head_dim=base_channels,
+            norm_num_groups=norm_groups,
+            dropout=dropout,
+        )
+        # the trunk ends before its head: the two heads below take over
+        self.unet.conv_norm_out = self.unet.conv_act = self.unet.conv_out = nn.Identity()
+        # diffusers fixes the width of a head, the authors the number of heads at every level
+        for module in self.unet.modules():
+            if isinstance(module, Attention):
+                module.heads = num_heads
+                module.scale = (module.inner_dim // num_heads) ** -0.5
+        self.latent_head = nn.Sequential(
+            nn.GroupNorm(norm_groups, base_channels),
+            nn.SiLU(),
+            nn.Conv2d(base_channels, latent_channels, 3, padding=1),
+        )
+        self.mask_head = nn.Sequential(
+            nn.GroupNorm(norm_groups, base_channels), nn.Conv2d(base_channels, 1, 3, padding=1)
+        )
+
+    @classmethod
+    def of_size(cls, size: str, **changes) -> Denoiser:
+        if size not in SIZES:
+            raise ValueError(f"no denoiser size {size!r}: choose one of {', '.join(SIZES)}")
+        return cls(**{**asdict(SIZES[size]), **changes})
+
+    def forward(self, latent: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """latent: z_t (N, C, h, w), h and w divisible by 4. t: (N,) steps. Returns z0_hat (N, C, h, w),
+        logits (N, 1, h, w).
+        """
+        features = self.unet(latent, t).sample  # (N, base_channels, h, w)
+        return self.latent_head(features), self.mask_head(features)

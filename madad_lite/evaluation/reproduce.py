@@ -1,0 +1,155 @@
+"""The paper's two settings as one command each, on folders that `madad prepare` made.
+
+S1  train on healthy T1 scans (IXI), test on stroke patients (ATLAS 2.0).
+S2  train on the lesion-free slices of tumour patients (BraTS'21), test on the slice of each patient with the
+    largest lesion; once for each contrast, and the mean over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from madad_lite.evaluation.compare import LabelledSlices, evaluate_methods, load_split
+from madad_lite.family import BASELINES
+from madad_lite.files import write_json
+from madad_lite.pipeline import load_parts
+from madad_lite.slices.folder import Manifest
+from madad_lite.training.autoencoder import train_autoencoder
+from madad_lite.training.denoiser import train_denoiser
+from madad_lite.training.settings import RECIPES, configured
+
+# Max Dice of MAD-AD in the paper, %. The S1 average is pooled over all images; see notebook 06.
+PAPER = {"S1": {"t1": 51.6}, "S2": {"flair": 76.2, "t1ce": 68.5, "t2": 73.2, "t1": 63.4, "mean": 70.3}}
+
+
+def largest_lesion_slices(slices: LabelledSlices) -> LabelledSlices:
+    """One slice a subject, that with most lesion pixels; subjects without lesion are left out."""
+    area = slices.lesion.flatten(1).sum(1).numpy()
+    of_subject = [np.flatnonzero(slices.subjects == s) for s in dict.fromkeys(slices.subjects.tolist())]
+    return slices.take([rows[area[rows].argmax()] for rows in of_subject if area[rows].any()])
+
+
+def train_and_test(
+    train: str | Path | Sequence[str | Path],
+    test: str | Path,
+    out: str | Path,
+    *,
+    recipe: str = "lite",
+    changes: dict[str, dict] | None = None,
+    only_largest: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict:
+    """Both trainings of a recipe on `train`, then MAD-AD and the plain baselines on `test`, thresholds from
+    its val split.
+
+    changes: {"autoencoder": {...}, "denoiser": {...}, "detection": {...}}. A training that was interrupted is
+    resumed. Writes the weights to out/pipeline; returns the methods' results as evaluate_methods does.
+    """
+    named, changes, out = RECIPES[recipe], changes or {}, Path(out)
+    if unknown := changes.keys() - {"autoencoder", "denoiser", "detection"}:
+        raise ValueError(f"no such part of a recipe: {', '.join(sorted(unknown))}")
+    parts = {
+        k: configured(getattr(named, k), **changes.get(k, {}))
+        for k in ("autoencoder", "denoiser", "detection")
+    }
+    splits = {
+        s: load_split(test, s) for s in ("val", "test")
+    }  # before the training: what is missing is known at once
+    for name, slices in splits.items():
+        if not (slices.lesion & slices.brain).any():
+            raise ValueError(f"{test}: no lesion in the {name} split; prepare more patients with masks")
+    if only_largest:
+        splits = {s: largest_lesion_slices(x) for s, x in splits.items()}
+    encoder = (
+        train_autoencoder(train, out / "autoencoder", parts["autoencoder"], resume=True, progress=progress)
+        / "best"
+    )
+    denoiser = (
+        train_denoiser(train, encoder, out / "denoiser", parts["denoiser"], resume=True, progress=progress)
+        / "best"
+    )
+    manifest = Manifest.load(test)
+    pipe = load_parts(
+        encoder,
+        denoiser,
+        contrast=manifest.contrast,
+        grid=manifest.grid.to_dict(),
+        **asdict(parts["detection"]),
+    )
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    scores = {
+        name: {s: method(pipe, x.image, x.brain) for s, x in splits.items()}
+        for name, method in BASELINES.items()
+    }
+    found = {}
+    for s, x in splits.items():
+        run = dict(brain=x.brain, volumes=None if only_largest else x.scans, progress=progress)
+        found[s] = pipe(x.image, generator=torch.Generator().manual_seed(seed), **run).anomaly_map
+    results = evaluate_methods({"MAD-AD": found, **scores}, splits, seed=seed)
+    pipe.register_to_config(decision_threshold=results["MAD-AD"]["threshold"])
+    pipe.save_pretrained(out / "pipeline")
+    return results
+
+
+def reproduce(
+    setting: str, *, test: Sequence[str | Path], out: str | Path, train: str | Path | None = None, **options
+) -> dict:
+    """S1: `train` healthy T1, `test` one folder of patients. S2: `test` one folder a contrast, with the
+    patients in train.
+
+    Writes metrics.json. Returns {"setting", "recipe", "results": {contrast: methods}, "paper": max Dice in
+    %}; `options` as of train_and_test.
+    """
+    if setting not in PAPER:
+        raise ValueError(f"the paper's settings are S1 and S2, not {setting!r}")
+    contrasts = [Manifest.load(t).contrast for t in test]
+    if setting == "S1" and (train is None or len(test) != 1):
+        raise ValueError(
+            "S1 trains on one folder of healthy scans (--train) and tests on one folder of patients (--test)"
+        )
+    if setting == "S2" and (train is not None or len(set(contrasts)) != len(contrasts)):
+        raise ValueError(
+            "S2 trains and tests on the same patients: give one folder a contrast, all as --test"
+        )
+    out = Path(out)
+    results = {}
+    for contrast, folder in zip(contrasts, test):
+        results[contrast] = train_and_test(
+            train if setting == "S1" else folder,
+            folder,
+            out / contrast,
+            only_largest=setting == "S2",
+            **options,
+        )
+    report = {
+        "setting": setting,
+        "recipe": options.get("recipe", "lite"),
+        "results": results,
+        "paper": PAPER[setting],
+    }
+    write_json(out / "metrics.json", report)
+    return report
+
+
+def summary(report: dict) -> str:
+    """A Markdown table: max Dice in %, pooled and per image beside each other, and what the paper reports."""
+    lines = ["| contrast | method | pooled max Dice | per-image max Dice | paper |", "|---|---|---|---|---|"]
+    rows = {c: {m: r["test"] for m, r in methods.items()} for c, methods in report["results"].items()}
+    if len(rows) > 1:
+        keys = ("pooled_max_dice", "per_lesion_image_max_dice")
+        methods = next(iter(rows.values()))
+        rows["mean"] = {
+            m: {k: float(np.mean([r[m][k] for r in rows.values()])) for k in keys} for m in methods
+        }
+    for contrast, methods in rows.items():
+        for name, r in methods.items():
+            paper = report["paper"].get(contrast, "-") if name == "MAD-AD" else "-"
+            pooled, each = (100 * r[k] for k in ("pooled_max_dice", "per_lesion_image_max_dice"))
+            lines.append(f"| {contrast} | {name} | {pooled:.1f} | {each:.1f} | {paper} |")
+    return "\n".join(lines)

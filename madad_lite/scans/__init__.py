@@ -1,0 +1,3 @@
+"""NIfTI in and out: checks, registration to MNI152, brain extraction, normalisation, cutting into slices, the
+way back.
+"""

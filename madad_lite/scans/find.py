@@ -1,0 +1,245 @@
+"""Which scans a folder holds: file names -> ScanFiles. Nothing here opens an image.
+
+    layout   a scan's file                                                      its lesion mask
+    cohort   sub-0001/anat/sub-0001_T1w.nii.gz  (BIDS, the simulated subjects)  sub-0001_label-lesion_mask.nii.gz
+    atlas    .../sub-r001s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz         ..._label-L_desc-T1lesion_mask.nii.gz
+    brats    BraTS2021_00000/BraTS2021_00000_t1.nii.gz, _t1ce, _t2, _flair      BraTS2021_00000_seg.nii.gz
+    glioma   brats_2013_pat0001_1/brats_2013_pat0001_1_flair.nii.gz, _t1c       brats_2013_pat0001_1_seg.nii.gz
+    ms       patient07/patient07_flair.nii.gz, _t1, _t1post, _t2                patient07_seg.nii.gz
+    msd      imagesTr/BRATS_001.nii.gz, 4-D, contrasts named in dataset.json    labelsTr/BRATS_001.nii.gz
+    ixi      IXI002-Guys-0828-T1.nii.gz, IXI012-HH-1211_T1_brain.nii.gz         none: healthy people
+    plain    any other NIfTI file                                               NAME_seg, NAME_lesion, NAME_lesion_mask
+
+In every layout NAME_brain_mask or NAME_brainmask, or the subject's desc-brain_mask, is taken as the brain
+mask.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from madad_lite.errors import ScanError
+from madad_lite.files import nifti_files, stem
+
+CONTRASTS = ("t1", "t2", "flair", "t1ce")
+WORDS = {  # what the parts of file names and the entries of dataset.json say about the contrast
+    "t1": "t1",
+    "t1w": "t1",
+    "t1n": "t1",
+    "t2": "t2",
+    "t2w": "t2",
+    "flair": "flair",
+    "t2f": "flair",
+    "t1ce": "t1ce",
+    "t1c": "t1ce",
+    "t1gd": "t1ce",
+    "t1post": "t1ce",
+}
+MSD_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")  # their order where dataset.json does not say
+BRAIN_ENDINGS = ("_brain_mask", "_brainmask")
+LESION_ENDINGS = ("_lesion_mask", "_lesion", "_seg", "_segmentation")
+HEALTHY = {"normal", "control", "healthy", "hc", "cn"}  # in the group column of participants.tsv
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """One scan and what belongs to it. `subject` is the person: a person's scans stay in one split."""
+
+    scan_id: str
+    subject: str
+    contrast: str
+    image: Path
+    lesion: Path | None = None
+    brain: Path | None = None
+    channel: int | None = None  # which volume of a 4-D file
+    group: str = "normal"  # "normal" or "patient"
+
+
+def contrast_of(name: str) -> str | None:
+    """The contrast that a name speaks of: sub-1_ce-gadolinium_T1w -> t1ce, BRATS_001 -> None."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    found = [WORDS[w] for w in words if w in WORDS]
+    contrast = found[-1] if found else None
+    return "t1ce" if contrast == "t1" and {"gadolinium", "gd", "postcontrast"} & set(words) else contrast
+
+
+def _mask(image: Path, endings: tuple[str, ...], files: set[Path]) -> Path | None:
+    """The file beside `image` that has its name and one of these endings."""
+    names = (image.with_name(stem(image) + e + suffix) for e in endings for suffix in (".nii.gz", ".nii"))
+    return next((p for p in names if p in files), None)
+
+
+def _ixi(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
+    for image in files:
+        if (m := re.match(r"(IXI\d+)-", image.name)) and not stem(image).endswith(BRAIN_ENDINGS):
+            brain = _mask(image, BRAIN_ENDINGS, set(files))
+            yield ScanFiles(stem(image), m[1], contrast_of(stem(image)) or "", image, brain=brain)
+
+
+def _bids(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
+    table = folder / "participants.tsv"
+    groups: dict[str, str] = {}
+    if table.exists():
+        for row in csv.DictReader(table.read_text().splitlines(), delimiter="\t"):
+            if row.get("group"):
+                healthy = row["group"].strip().lower() in HEALTHY
+                groups[row.get("participant_id") or ""] = "normal" if healthy else "patient"
+    masks: dict[Path, list[Path]] = {}
+    for f in files:
+        if stem(f).endswith("_mask"):
+            masks.setdefault(f.parent, []).append(f)
+    for image in files:
+        m = re.match(r"(sub-[A-Za-z0-9]+)_", image.name)
+        if not m or not (contrast := contrast_of(stem(image).rsplit("_", 1)[-1])):
+            continue
+        own = [f for f in masks.get(image.parent, []) if f.name.startswith(m[1] + "_")]
+        own = _same_entities(image, own)
+        lesion = next((f for f in own if "lesion" in f.name.lower()), None)
+        brain = next((f for f in own if "brain" in f.name.lower()), None)
+        group = groups.get(m[1], "patient" if lesion else "normal")
+        yield ScanFiles(
+            stem(image), m[1], contrast_of(stem(image)) or contrast, image, lesion, brain, group=group
+        )
+
+
+def _atlas(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
+    """Stroke patients only, also where the mask is kept back for a challenge."""
+    return (replace(scan, group="patient") for scan in _bids(folder, files))
+
+
+def _same_entities(image: Path, masks: list[Path]) -> list[Path]:
+    """Masks that do not contradict the image in session, run or space: ses-1 does not belong to ses-2."""
+    of_image = dict(re.findall(r"_(ses|run|space)-([A-Za-z0-9]+)", image.name))
+
+    def agrees(mask: Path) -> bool:
+        of_mask = dict(re.findall(r"_(ses|run|space)-([A-Za-z0-9]+)", mask.name))
+        return all(of_image.get(k, v) == v for k, v in of_mask.items())
+
+    return [m for m in masks if agrees(m)]
+
+
+def _patient_folders(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
+    """NAME/NAME_t1.nii.gz with NAME/NAME_seg.nii.gz: brats, glioma and ms differ in the names only.
+
+    BraTS has patients only; under other names a subject without a mask is taken for a normal one.
+    """
+    known = set(files)
+    for image in files:
+        m = re.match(r"(.+)[_-]([A-Za-z0-9]+)$", stem(image))
+        if not m or m[1] != image.parent.name or m[2].lower() not in WORDS:
+            continue
+        names = (image.with_name(f"{m[1]}{sign}seg{end}") for sign in "_-" for end in (".nii.gz", ".nii"))
+        lesion = next((p for p in names if p in known), None)
+        # BraTS-GLI-00000-001 and brats_2013_pat0001_1 end with the number of the visit
+        subject = re.sub(r"^(BraTS-[A-Za-z]+-\d+|brats_\w+?_pat\d+)[-_\d]+$", r"\1", m[1])
+        brain = _mask(image, BRAIN_ENDINGS, known)
+        group = "patient" if lesion or image.name.lower().startswith("brats") else "normal"
+        yield ScanFiles(stem(image), subject, WORDS[m[2].lower()], image, lesion, brain, group=group)
+
+
+def _msd(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
+    described = folder / "dataset.json"
+    try:
+        content = json.loads(described.read_text())
+        modality = content.get("modality") or dict(enumerate(MSD_CHANNELS))
+        pairs = [(p["image"], p["label"]) for p in content["training"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ScanError(
+            f"{described}: does not describe a Decathlon task ({error!r}); unpack it again"
+        ) from None
+    for image, label in pairs:
+        path = folder / image
+        for channel, described_as in modality.items():
+            if contrast := contrast_of(str(described_as)):
+                name, mask = stem(path), folder / label
+                yield ScanFiles(name, name, contrast, path, mask, channel=int(channel), group="patient")
+
+
+def _plain(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
+    """Every file that is not another one's mask. A name without a contrast is taken for any contrast ("")."""
+    known = set(files)
+    masks = {_mask(image, (e,), known) for image in files for e in BRAIN_ENDINGS + LESION_ENDINGS}
+    for image in files:
+        if image in masks:
+            continue
+        lesion, brain = _mask(image, LESION_ENDINGS, known), _mask(image, BRAIN_ENDINGS, known)
+        parts = [
+            p for p in re.split(r"[_.\s]+", stem(image)) if contrast_of(p) is None and p.lower() != "brain"
+        ]
+        bids = re.match(r"sub-[A-Za-z0-9]+", stem(image))
+        subject = bids[0] if bids else "_".join(parts) or image.parent.name
+        group = "patient" if lesion else "normal"
+        yield ScanFiles(
+            stem(image), subject, contrast_of(stem(image)) or "", image, lesion, brain, group=group
+        )
+
+
+READERS = {
+    "plain": _plain,
+    "ixi": _ixi,
+    "atlas": _atlas,
+    "cohort": _bids,
+    "brats": _patient_folders,
+    "glioma": _patient_folders,
+    "ms": _patient_folders,
+    "msd": _msd,
+}
+LAYOUTS = ("auto", *READERS)
+
+
+def detect_layout(folder: Path, files: list[Path]) -> str:
+    """The layout that the names in a folder follow."""
+    if (folder / "dataset.json").exists() and any(p.parent.name == "imagesTr" for p in files):
+        return "msd"
+    if any("desc-T1lesion_mask" in p.name for p in files):
+        return "atlas"
+    if any(p.name.startswith("sub-") and p.parent.name == "anat" for p in files):
+        return "cohort"
+    if patient := next((s for s in _patient_folders(folder, files) if s.group == "patient"), None):
+        name = patient.image.name.lower()
+        return "glioma" if name.startswith("brats_2013") else "brats" if name.startswith("brats") else "ms"
+    return "ixi" if any(re.match(r"IXI\d+-", p.name) for p in files) else "plain"
+
+
+def find_scans(folder: str | Path, contrast: str = "t1", layout: str = "auto") -> list[ScanFiles]:
+    """The scans of one contrast in a folder, sorted by name; each scan_id once.
+
+    layout: one of LAYOUTS; "auto" looks at the names. Raises ScanError when there is no folder, no NIfTI file
+    in it, or none of this contrast. Images are not opened: whether they can be used is found when they are
+    prepared.
+    """
+    folder = Path(folder)
+    if contrast not in CONTRASTS:
+        raise ScanError(f"{folder}: {contrast!r} is not a contrast; choose one of {', '.join(CONTRASTS)}")
+    if layout not in LAYOUTS:
+        raise ScanError(f"{folder}: {layout!r} is not a layout; choose one of {', '.join(LAYOUTS)}")
+    if not folder.is_dir():
+        raise ScanError(f"{folder}: no such folder; give the folder that holds the scans")
+    files = nifti_files(folder)
+    if not files:
+        raise ScanError(
+            f"{folder}: no NIfTI file (.nii, .nii.gz) in it; give the folder that holds the scans"
+        )
+    name = detect_layout(folder, files) if layout == "auto" else layout
+    scans = list(READERS[name](folder, files))
+    chosen = [replace(s, contrast=contrast) for s in scans if s.contrast in (contrast, "")]
+    if not chosen:
+        there = ", ".join(sorted({s.contrast for s in scans})) or "no scan that follows it"
+        raise ScanError(f"{folder}: no {contrast} scan in the layout {name!r}; there is: {there}")
+    return sorted(_unique(folder, chosen), key=lambda s: s.scan_id)
+
+
+def _unique(folder: Path, scans: list[ScanFiles]) -> Iterator[ScanFiles]:
+    """scan_ids become folder names: plain characters, and with the path in front where a name is there
+    twice.
+    """
+    times = Counter(s.scan_id for s in scans)
+    for s in scans:
+        name = s.scan_id if times[s.scan_id] == 1 else "-".join(s.image.relative_to(folder).parts)
+        yield replace(s, scan_id=re.sub(r"[^A-Za-z0-9._-]+", "-", name))

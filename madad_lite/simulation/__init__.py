@@ -1,0 +1,1 @@
+"""Simulated subjects: the embedded cohort, its lesions, other contrasts."""

@@ -1,0 +1,1 @@
+"""Prepared slices on disk: the manifest, who trains and who tests, datasets, augmentation."""
