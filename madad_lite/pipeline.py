@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -53,8 +53,7 @@ class MadAdPipeline(DiffusionPipeline):
         intensity_weight: float = DetectionSettings.intensity_weight,
         neighbour_sigma: float = DetectionSettings.neighbour_sigma,
     ) -> None:
-        arguments = dict(locals())
-        settings = DetectionSettings(**{f.name: arguments[f.name] for f in fields(DetectionSettings)})
+        settings = DetectionSettings.of(locals())
         if contrast not in BRIGHT_LESIONS:
             raise ValueError(f"no such contrast: {contrast!r}; choose one of {', '.join(BRIGHT_LESIONS)}")
         if decision_threshold is not None and not 0 <= decision_threshold <= 1:
@@ -75,13 +74,9 @@ class MadAdPipeline(DiffusionPipeline):
         folder's; of the hub: revision, token, cache_dir, local_files_only, force_download.
         WeightsError, one line that names the file: a folder that is missing, damaged or no such model.
         """
-        dtype = changes.pop("dtype", torch_dtype)  # diffusers has both names
-        return read_pipeline(cls, name, dtype or torch.float32, **changes)
-
-    @property
-    def settings(self) -> DetectionSettings:
-        """How this model heals and scores, from its config. ValueError: what is out of range."""
-        return DetectionSettings(**{f.name: self.config[f.name] for f in fields(DetectionSettings)})
+        return read_pipeline(
+            cls, name, **{"dtype": torch_dtype, **changes}
+        )  # diffusers knows it by both names
 
     def prepare(
         self,
@@ -91,7 +86,7 @@ class MadAdPipeline(DiffusionPipeline):
         z_spacing: float | None = None,
         **options,
     ) -> PreparedScan:
-        """The scan's slices on this model's grid (section 4.1).
+        """The scan's slices on this model's grid (not in the paper).
 
         z_range: (low, high) in MNI mm, z_spacing: mm from slice to slice, for a quick look; None: all slices.
         options: brain, lesion, channel, register, as of prepare_volume. Returns a PreparedScan of (N, H, W) in
@@ -155,7 +150,9 @@ class MadAdPipeline(DiffusionPipeline):
         Returns a MadAdOutput; return_dict=False: a tuple of it. ValueError, before any work: what makes no sense.
         """
         own = dict(num_inference_steps=num_inference_steps, eta=eta, mask_threshold=mask_threshold)
-        settings = replace(self.settings, **{k: v for k, v in own.items() if v is not None})
+        settings = replace(
+            DetectionSettings.of(self.config), **{k: v for k, v in own.items() if v is not None}
+        )
         check_steps(settings.num_inference_steps, self.scheduler.config.num_train_timesteps)
         if score not in ("image", "latent", "mask"):
             raise ValueError(f'score is "image", "latent" or "mask", not {score!r}')
@@ -164,7 +161,7 @@ class MadAdPipeline(DiffusionPipeline):
         options = dict(brain=brain, volumes=volumes, **of_file)
         prepared, x0, brain, volumes = given(
             scan, self.prepare, divisor, **options
-        )  # x0, brain: (N, 1, H, W)
+        )  # (N, 1, H, W): x0, brain
         grid = prepared.geometry.grid if prepared else Grid.from_dict(self.config.grid)
         device, size = self._execution_device, x0.shape[-2:]
         batch_size = batch_size or fitting_batch(self.autoencoder, size[-1], device)
@@ -186,18 +183,17 @@ class MadAdPipeline(DiffusionPipeline):
         decoded = (self.decode(z, batch_size) for z in (z0, result.latent))
         reconstruction, healed = (torch.where(brain, x, -1.0) for x in decoded)  # (N, 1, H, W) each
         self.maybe_free_model_hooks()
-        if score == "image":
+        smooth = dict(sigma=settings.sigma, brain=brain)
+        if score == "latent":
+            a = scoring.latent_difference(result.latent, z0, size=size, **smooth)  # (N, 1, H, W)
+        elif score == "mask":
+            a = scoring.mean_predicted_mask(result.mask_probability, size=size, **smooth)  # (N, 1, H, W)
+        else:
             reference = x0 if settings.reference == "input" else reconstruction  # (N, 1, H, W)
             weight = result.mask_probability.amax(0) if settings.weighted else None  # (N, 1, h, w)
-            options = dict(**settings.difference(), weight=weight, brain=brain)
-            a = scoring.image_difference(healed, reference, **options)  # (N, 1, H, W)
+            clip = dict(gamma=settings.gamma, squared=settings.squared)
+            a = scoring.image_difference(healed, reference, weight=weight, **clip, **smooth)  # (N, 1, H, W)
             a = weigh_by_intensity(a, x0, settings.intensity_weight, contrast=self.config.contrast)
-        else:
-            options = dict(size=size, sigma=settings.sigma, brain=brain)
-            if score == "latent":
-                a = scoring.latent_difference(result.latent, z0, **options)  # (N, 1, H, W)
-            else:
-                a = scoring.mean_predicted_mask(result.mask_probability, **options)  # (N, 1, H, W)
         steps = {k: getattr(result, k) for k in ("mask_probability", "replaced", "trajectory", "timesteps")}
         output = MadAdOutput(a, healed, reconstruction, x0, brain, **steps, prepared=prepared)
         return output if return_dict else output.to_tuple()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from math import inf
 from numbers import Integral, Real
 
@@ -23,14 +24,15 @@ class DetectionSettings:
     intensity_weight: float = 0.0  # voxels as bright, on T1 as dark, as lesions mostly are count more
     neighbour_sigma: float = 0.0  # mm over which neighbouring slices decide together; 0: each alone
 
+    @classmethod
+    def of(cls, values: Mapping) -> DetectionSettings:
+        """Those of a mapping that holds others too, such as a pipeline's config. ValueError: out of range."""
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
     def reverse(self) -> dict:
         """What diffusion.selective_reverse needs of them."""
         steps = self.num_inference_steps
         return dict(num_inference_steps=steps, eta=self.eta, threshold=self.mask_threshold)
-
-    def difference(self) -> dict:
-        """What scoring.image_difference needs of them."""
-        return dict(gamma=self.gamma, squared=self.squared, sigma=self.sigma)
 
     def __post_init__(self) -> None:
         limits = {
