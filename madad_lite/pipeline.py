@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -74,9 +74,8 @@ class MadAdPipeline(DiffusionPipeline):
         folder's; of the hub: revision, token, cache_dir, local_files_only, force_download.
         WeightsError, one line that names the file: a folder that is missing, damaged or no such model.
         """
-        return read_pipeline(
-            cls, name, **{"dtype": torch_dtype, **changes}
-        )  # diffusers knows it by both names
+        dtype = changes.pop("dtype", torch_dtype)  # diffusers knows it by both names
+        return read_pipeline(cls, name, dtype or torch.float32, **changes)
 
     def prepare(
         self,
@@ -150,18 +149,14 @@ class MadAdPipeline(DiffusionPipeline):
         Returns a MadAdOutput; return_dict=False: a tuple of it. ValueError, before any work: what makes no sense.
         """
         own = dict(num_inference_steps=num_inference_steps, eta=eta, mask_threshold=mask_threshold)
-        settings = replace(
-            DetectionSettings.of(self.config), **{k: v for k, v in own.items() if v is not None}
-        )
+        settings = DetectionSettings.of(self.config, **{k: v for k, v in own.items() if v is not None})
         check_steps(settings.num_inference_steps, self.scheduler.config.num_train_timesteps)
         if score not in ("image", "latent", "mask"):
             raise ValueError(f'score is "image", "latent" or "mask", not {score!r}')
         divisor = downsampling(self.autoencoder) * 2 ** (len(self.denoiser.config.channel_multipliers) - 1)
         of_file = dict(channel=channel, register=register, z_range=z_range, z_spacing=z_spacing)
         options = dict(brain=brain, volumes=volumes, **of_file)
-        prepared, x0, brain, volumes = given(
-            scan, self.prepare, divisor, **options
-        )  # (N, 1, H, W): x0, brain
+        prepared, x0, brain, volumes = given(scan, self.prepare, divisor, **options)  # x0: (N, 1, H, W)
         grid = prepared.geometry.grid if prepared else Grid.from_dict(self.config.grid)
         device, size = self._execution_device, x0.shape[-2:]
         batch_size = batch_size or fitting_batch(self.autoencoder, size[-1], device)

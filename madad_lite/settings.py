@@ -25,9 +25,9 @@ class DetectionSettings:
     neighbour_sigma: float = 0.0  # mm over which neighbouring slices decide together; 0: each alone
 
     @classmethod
-    def of(cls, values: Mapping) -> DetectionSettings:
+    def of(cls, values: Mapping, **changes) -> DetectionSettings:
         """Those of a mapping that holds others too, such as a pipeline's config. ValueError: out of range."""
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        return cls(**{f.name: values[f.name] for f in fields(cls)} | changes)
 
     def reverse(self) -> dict:
         """What diffusion.selective_reverse needs of them."""

@@ -110,3 +110,24 @@ def test_reverse_process_repeats_with_a_generator():
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
+
+
+def test_a_scheduler_is_left_as_it_was():
+    """So that two calls may share it."""
+    scheduler = make_scheduler()
+    before = {k: v for k, v in vars(scheduler).items() if k in ("num_inference_steps", "timesteps")}
+    z0 = torch.zeros(1, 4, 8, 8)
+    selective_reverse(stand_in, z0, scheduler, num_inference_steps=2)
+    assert scheduler.num_inference_steps == before["num_inference_steps"]
+    assert torch.equal(scheduler.timesteps, before["timesteps"])
+
+
+def test_a_step_may_be_looked_at_and_changed():
+    z0, seen = torch.ones(1, 4, 8, 8), []
+
+    def on_step(i, t, z_t):
+        seen.append((i, int(t)))
+        return torch.zeros_like(z_t) if i == 1 else z_t
+
+    result = selective_reverse(stand_in, z0, make_scheduler(), num_inference_steps=2, on_step=on_step)
+    assert seen == [(0, 5), (1, 0)] and not result.latent.any() and not result.trajectory[-1].any()

@@ -3,8 +3,17 @@
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.utils import logging
 
-from madad_lite.autoencoder import decode, downsampling, encode, make_autoencoder, measure_scaling, posterior
+from madad_lite.autoencoder import (
+    decode,
+    downsampling,
+    encode,
+    folding,
+    make_autoencoder,
+    measure_scaling,
+    posterior,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +66,17 @@ def test_mode_is_fixed_and_samples_follow_the_generator(autoencoder):
         return encode(autoencoder, images, sample=True, generator=torch.Generator().manual_seed(seed))
 
     assert torch.equal(sample(1), sample(1)) and not torch.equal(sample(1), sample(2))
+
+
+def test_folding_is_written_down_not_guessed(autoencoder, tmp_path, recwarn, caplog):
+    """Sixteen channels may be folded slices, or what somebody else's encoder takes."""
+    logging.enable_propagation()
+    autoencoder.save_pretrained(tmp_path / "folded")
+    again = AutoencoderKL.from_pretrained(tmp_path / "folded")  # with diffusers' own class
+    logging.disable_propagation()
+    assert folding(autoencoder) == folding(again) == 4 and not recwarn.list and not caplog.records
+    foreign = AutoencoderKL(in_channels=16, out_channels=16, block_out_channels=(32,))
+    with pytest.raises(ValueError, match="16 channels .* folding of 1"):
+        encode(foreign, torch.zeros(1, 1, 16, 16))
+    foreign.register_to_config(_folding=4)
+    assert encode(foreign, torch.zeros(1, 1, 16, 16)).shape == (1, 4, 4, 4)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from madad_lite.diffusion import make_scheduler, selective_reverse
-from madad_lite.extensions.neighbouring_slices import deciding_together, neighbour_weights
+from madad_lite.extensions.neighbouring_slices import deciding_together, neighbour_weights, slice_groups
 from madad_lite.pipeline import MadAdPipeline
 
 
@@ -51,6 +51,16 @@ def test_a_false_alarm_is_outvoted_and_a_lesion_is_not():
     alone, together = changed(None), changed(neighbour_weights(7, 1.0))
     assert alone[2, 0, 0] and not alone[3, 1, 1]
     assert not together[:, 0, 0].any() and together[2:5, 1, 1].all()
+
+
+def test_slices_are_grouped_by_volume_or_by_batch():
+    def rows(*arguments):
+        return [group.tolist() for group in slice_groups(*arguments)]
+
+    assert rows(5, list("aabbb"), 2) == [[0, 1], [2, 3, 4]]
+    assert rows(5, None, 2) == [[0, 1], [2, 3], [4]]
+    with pytest.raises(ValueError, match="each of the 5 slices"):
+        slice_groups(5, [0, 1], 2)
 
 
 @pytest.fixture(scope="module")

@@ -146,9 +146,8 @@ def read_model(kind: type[Model], folder: str | os.PathLike, dtype: torch.dtype 
                 )
             if tensor.get_dtype() not in ("F16", "BF16", "F32", "F64"):
                 raise ValueError(f"{name} holds no floating-point numbers")
-        model = torch.nn.Module.to(model, dtype).to_empty(
-            device="cpu"
-        )  # diffusers' own `to` warns of nothing
+        # not diffusers' own `to`, which warns of modules that there are none of
+        model = torch.nn.Module.to(model, dtype).to_empty(device="cpu")
         for name, tensor in model.state_dict().items():
             if not torch.isfinite(tensor.copy_(file.get_tensor(name))).all():
                 raise ValueError(f"{name} holds NaN or infinite values")
