@@ -198,7 +198,8 @@ def read_json(
     path = Path(path)
     try:
         if not path.is_file():  # a pipe or device would be read without end
-            raise error(f"{path}: {'is not a file' if path.exists() else 'no such file'}; {hint}")
+            reason = "it is not a file" if path.exists() else "no such file"
+            raise error(f"{path}: cannot be read ({reason}); {hint}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause}); {hint}") from None
