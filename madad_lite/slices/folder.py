@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +18,19 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from madad_lite.errors import ScanError
-from madad_lite.files import read_json, safe_name, unreadable_folders, writing
+from madad_lite.files import (
+    new_folder,
+    nifti_files,
+    read_json,
+    remove_leftovers,
+    safe_name,
+    write_json,
+    writing,
+)
 from madad_lite.scans.find import ScanFiles, find_scans
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.prepare import prepare_volume
-from madad_lite.slices.manifest import ENTRY, Manifest, checksum, contradiction
+from madad_lite.slices.manifest import ENTRY, Manifest, contradiction, write_arrays
 from madad_lite.slices.splits import assign_splits, read_splits
 
 
@@ -90,16 +97,10 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
         if prepared.lesion is None
         else [int(n) for n in arrays["lesion"].sum(axis=(1, 2))],
     }
-    part, done = folder / f"{scan.scan_id}.part", folder / scan.scan_id
-    shutil.rmtree(part, ignore_errors=True)
-    with writing(done):
-        part.mkdir(parents=True)
-        for name, array in arrays.items():
-            np.save(part / f"{name}.npy", np.ascontiguousarray(array))  # a slice is one piece of the file
-        entry["crc32"] = {name: checksum(part / f"{name}.npy") for name in arrays}
-        (part / "scan.json").write_text(json.dumps({"entry": entry, "state": state}))
-        shutil.rmtree(done, ignore_errors=True)  # damaged, or made from files that have changed since
-        os.replace(part, done)
+    # replaced: damaged, or made from files that have changed since
+    with new_folder(folder / scan.scan_id, replace=True) as part:
+        entry["crc32"] = write_arrays(part, arrays)
+        write_json(part / "scan.json", {"entry": entry, "state": state})
     return None
 
 
@@ -181,9 +182,11 @@ def prepare_folder(
     manifest = _open(out, settings)
     scans = _with_their_ids(scans, source, manifest)
     chosen = assign_splits(scans, fractions, seed, **options, assigned=manifest.subjects)
+    closed: list[OSError] = []
+    nifti_files(source, closed.append)
     skipped = [
-        (path, f"{path}: cannot be read ({reason}); nothing in it was prepared")
-        for path, reason in unreadable_folders(source)
+        (str(e.filename), f"{e.filename}: cannot be read ({e.strerror}); nothing in it was prepared")
+        for e in closed
     ]
     missing = [] if splits is None else {s for v in splits.values() for s in v} - {s.subject for s in scans}
     skipped += [
@@ -202,8 +205,7 @@ def prepare_folder(
             usable.append(scan)
 
     folder = out / "scans"
-    for leftover in folder.glob("*.part"):
-        shutil.rmtree(leftover)
+    remove_leftovers(folder)
     manifest.subjects = dict(sorted((manifest.subjects | chosen).items()))
     done = {scan.scan_id: _prepared(scan, manifest) for scan in usable}
     tasks = [(scan, folder, grid, register) for scan in usable if done[scan.scan_id] is None]

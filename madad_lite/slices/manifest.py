@@ -90,6 +90,13 @@ def checksum(path: Path) -> int:
     return crc
 
 
+def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    """A scan's arrays, (n, H, W) each, as .npy files. Returns their checksums, an entry's "crc32"."""
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(array))  # a slice is one piece of the file
+    return {name: checksum(folder / f"{name}.npy") for name in arrays}
+
+
 def open_array(path: Path, shape: tuple[int, int, int], dtype: np.dtype) -> np.memmap:
     """An .npy file, memory-mapped. ScanError unless its size, type and shape are the expected ones."""
     expected = HEADER + int(np.prod(shape)) * dtype.itemsize
