@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from madad_lite.errors import ScanError
-from madad_lite.files import nifti_files, stem
+from madad_lite.files import is_nifti, nifti_files, stem
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 WORDS = {  # what the parts of file names and the entries of dataset.json say about the contrast
@@ -129,6 +129,19 @@ def _same_entities(image: Path, masks: list[Path]) -> list[Path]:
         return all(of_image.get(k, v) == v for k, v in of_mask.items())
 
     return [m for m in masks if agrees(m)]
+
+
+def brain_beside(image: Path) -> Path | None:
+    """The brain mask in a scan's folder that is its own by name: NAME_brain_mask, NAME_brainmask, or of BIDS the
+    subject's desc-brain_mask.
+    """
+    try:
+        files = {f for f in image.parent.iterdir() if is_nifti(f)}
+    except OSError:
+        return None
+    subject = re.match(r"sub-[A-Za-z0-9]+_", image.name)
+    bids = [f for f in files if subject and f.name.startswith(subject[0]) and "desc-brain_mask" in f.name]
+    return _mask(image, BRAIN_ENDINGS, files) or next(iter(_same_entities(image, sorted(bids))), None)
 
 
 def _patient_folders(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
