@@ -60,7 +60,7 @@ def load_file(path: str | Path):
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
     try:
         _refuse_packed(path)
         names = get_unsafe_globals_in_checkpoint(path)
