@@ -274,9 +274,11 @@ def misfit(value: Any, schema: Any, at: str = "") -> str | None:
         parts = [(v, s, f"{at}[{i}]") for i, (v, s) in enumerate(zip(value, kinds))]
     else:
         fits, what = _leaf(value, schema)
+        if fits:
+            return None
         shown = "an object" if isinstance(value, dict) else json.dumps(value)[:60]
         shown = f"a list of {len(value)}" if isinstance(value, list) else shown
-        return None if fits else f"{at or 'the content'} is {shown}, not {what}"
+        return f"{at or 'the content'} is {shown}, not {what}"
     return next((m for v, s, place in parts if (m := misfit(v, s, place))), None)
 
 
