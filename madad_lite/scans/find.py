@@ -44,6 +44,8 @@ WORDS = {  # what the parts of file names and the entries of dataset.json say ab
 MSD_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")  # their order where dataset.json does not say
 BRAIN_ENDINGS = ("_brain_mask", "_brainmask")
 LESION_ENDINGS = ("_lesion_mask", "_lesion", "_seg", "_segmentation")
+# any name that ends so is a mask, whether or not the scan that it belongs to is known; "x_nolesion" is a scan
+IS_MASK = re.compile(r"(mask|seg|(^|[^a-z])(segmentation|labels?|lesions?|roi))$", flags=re.IGNORECASE)
 HEALTHY = {"normal", "control", "healthy", "hc", "cn"}  # in the group column of participants.tsv
 
 
@@ -59,6 +61,11 @@ class ScanFiles:
     brain: Path | None = None
     channel: int | None = None  # which volume of a 4-D file
     group: str = "normal"  # "normal" or "patient"
+
+
+def is_mask(path: str | Path) -> bool:
+    """By its name: x_seg, x_segmentation, x_lesion, x_label-lesion_mask, x_brainmask, x_labels, x_roi."""
+    return IS_MASK.search(stem(path)) is not None
 
 
 def contrast_of(name: str) -> str | None:
@@ -166,7 +173,7 @@ def _plain(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
     known = set(files)
     masks = {_mask(image, (e,), known) for image in files for e in BRAIN_ENDINGS + LESION_ENDINGS}
     for image in files:
-        if image in masks:
+        if image in masks or is_mask(image):
             continue
         lesion, brain = _mask(image, LESION_ENDINGS, known), _mask(image, BRAIN_ENDINGS, known)
         parts = [
