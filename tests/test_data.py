@@ -560,7 +560,7 @@ def test_dataset_of_several_folders(prepared, tmp_path):
     assert joined.scan_ids == [s["scan_id"] for m in (prepared, other) for s in m.scans("train")]
     assert len(joined) == len(SliceDataset(prepared)) + len(SliceDataset(other))
     assert joined[len(joined) - 1]["scan"] == len(joined.scan_ids) - 1
-    coarse = prepare(tmp_path / "in", tmp_path / "coarse", grid=Grid(spacing=16.0, size=12))
+    coarse = prepare(tmp_path / "in", tmp_path / "coarse", grid=Grid(spacing=16.0, size=16))
     with pytest.raises(ScanError, match="different grids"):
         SliceDataset([prepared, coarse])
 
