@@ -9,8 +9,8 @@ of another slice, brighter or darker), in the way of foreign patch interpolation
 2011.04197) and DRAEM (Zavrtanik et al. 2021, arXiv 2108.07610).
 
 In two parts: `corrupt` changes slices before they are encoded, `with_regions` puts the encoded regions into
-the draw of a training step. All functions draw from the generator that is given. Images (N, 1, H, W) in [-1, 1], background -1; brain (N,
-1, H, W) bool.
+what a training step draws. All functions draw from the generator that is given. Images (N, 1, H, W) in
+[-1, 1], background -1; brain (N, 1, H, W) bool.
 """
 
 from __future__ import annotations
@@ -96,9 +96,12 @@ def with_regions(
 ) -> dict[str, torch.Tensor]:
     """The paper's draw (training.denoiser.masked_draw), with lesion-like regions in a share of the samples.
 
-    latents: a batch of LatentDataset; "corrupted" (N, C, h, w), the latents' means for the slices with
-    regions, "changed" (N, 1, h, w) bool, the cells of the regions. Returns the draw with other z_t and M. A region arrives clean, as a lesion does, or noised to any step up to t, as later steps see it;
-    half of the chosen samples keep their noised patches beside it. In the mask M, regions are 1 as well.
+    drawn: {"M", "eps", "t", "z_t", ...}, which comes back with another M and z_t. latents: a batch of
+    LatentDataset; "std" and "corrupted" (N, C, h, w), the posterior's, for the slices with regions, "changed"
+    (N, 1, h, w) bool, the cells of the regions.
+
+    A region arrives clean, as a lesion does, or noised to any step up to t, as later steps see it. Half of the
+    chosen samples keep their noised patches beside it. M is 1 in both.
     """
     M, t, z_t = drawn["M"], drawn["t"], drawn["z_t"]  # (N, 1, h, w), (N,), (N, C, h, w)
     n, changed = len(t), latents["changed"]

@@ -31,7 +31,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from madad_lite.scoring import image_difference
-from madad_lite.training.latent_cache import CHANGED, LatentDataset
+from madad_lite.training.latent_cache import CHANGED, LatentDataset, latents_fingerprint
 from madad_lite.training.loop import step_generator, train_model
 from madad_lite.training.settings import TrainingConfig
 
@@ -119,7 +119,7 @@ def train_ddpm(
         config,
         losses_of=losses_of,
         validate=validate,
-        inputs={"latents": str(latents), "noise": noise},
+        inputs={"latents": str(latents), "fingerprint": latents_fingerprint(latents), "noise": noise},
         resume=resume,
         progress=progress,
         title=f"DDPM ({noise})",

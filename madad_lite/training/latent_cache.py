@@ -61,7 +61,7 @@ class LatentDataset(Dataset):
             path = folder / f"{split}-{name}.npy"
             try:
                 self.arrays[name] = np.load(path, mmap_mode="r")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise RunError(f"{path}: damaged ({error}); {advice}") from None
         if len({len(a) for a in self.arrays.values()}) > 1 or len(self) % self.variants:
             raise RunError(f"{folder}: its files do not fit each other; {advice}")
@@ -79,6 +79,11 @@ def fingerprint(model: torch.nn.Module) -> str:
     return hashlib.sha256(
         b"".join(p.detach().cpu().float().numpy().tobytes() for p in model.parameters())
     ).hexdigest()
+
+
+def latents_fingerprint(folder: str | Path) -> str:
+    """Of what a folder of latents was encoded from: another one for other slices, weights or settings."""
+    return hashlib.sha256((Path(folder) / STAMP).read_bytes()).hexdigest()
 
 
 @torch.no_grad()

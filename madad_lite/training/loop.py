@@ -145,6 +145,8 @@ def train_model(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
+        if [p.shape for p in state["ema"]["shadow_params"]] != [p.shape for p in ema.shadow_params]:
+            raise TypeError("averaged weights of another network")
         ema.load_state_dict(state["ema"])
         if scaler is not None and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])

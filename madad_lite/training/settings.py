@@ -84,7 +84,7 @@ def _checked(config, name: str, kind: str):
         good = isinstance(value, str) and (allowed is None or value in allowed)
         wanted = f"one of {', '.join(allowed)}" if allowed else "a word"
     else:
-        good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        good = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300
         if good and kind == "int":
             good = value == int(value)  # 1e3 is a whole number as well
         good = good and (allowed is None or allowed.low <= value <= allowed.high)
