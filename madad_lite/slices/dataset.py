@@ -18,12 +18,12 @@ class SliceDataset:
            slices}
 
     data: prepared folder(s) or Manifest(s), all on one grid.  lesion_free: only slices without lesion pixels; by
-    default for "train".  verify: read every byte once and compare the checksums; without it only the files'
-    sizes and headers are looked at. Later nothing but the slice that is asked for is read, and no file stays
-    open: it can be pickled and sent to workers. Raises ScanError for an empty split and for damaged arrays.
+    default for "train". The files' sizes and headers are looked at when it is made; later nothing but the
+    slice that is asked for is read, and no file stays open: it can be pickled and sent to workers. Raises
+    ScanError for an empty split and for damaged arrays (`Manifest.verify` looks at every byte).
     """
 
-    def __init__(self, data, split: str = "train", lesion_free: bool | None = None, *, verify: bool = False):
+    def __init__(self, data, split: str = "train", lesion_free: bool | None = None):
         several = isinstance(data, Sequence) and not isinstance(data, str)
         manifests = [
             m if isinstance(m, Manifest) else Manifest.load(m) for m in (data if several else [data])
@@ -33,7 +33,7 @@ class SliceDataset:
                 f"{', '.join(str(m.folder) for m in manifests)}: on different grids; use one for all"
             )
         for m in manifests:
-            m.verify(split, checksums=verify)
+            m.verify(split, checksums=False)
         self.split = split
         self.lesion_free = split == "train" if lesion_free is None else lesion_free
         found = [(m, s) for m in manifests for s in m.scans(split)]

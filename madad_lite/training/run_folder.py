@@ -29,11 +29,13 @@ CHECKPOINT = {"step": int, "best": float, "model": dict, "optimizer": dict, "sch
 
 def data_fingerprint(data: str | Path | Sequence[str | Path]) -> str:
     """Of what prepared folders hold to train and validate on (the grid, the scans and their slices, not where
-    they came from): another one for other slices.
+    they came from): another one for other slices. ScanError for slices that are damaged: each byte is read once.
     """
     held = hashlib.sha256()
     for folder in [data] if isinstance(data, (str, Path)) else data:
         manifest = Manifest.load(folder)
+        for split in ("train", "val"):
+            manifest.verify(split)
         scans = [
             {k: v for k, v in scan.items() if k != "source"}
             for split in ("train", "val")

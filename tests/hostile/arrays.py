@@ -10,6 +10,7 @@ from madad_lite.authors.png_export import export_png
 from madad_lite.simulation.recolour import recolour_folder
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.manifest import Manifest
+from madad_lite.training.run_folder import data_fingerprint
 
 SHAPE = SLICES, SIZE, SIZE
 MAGIC = b"\x93NUMPY\x01\x00\x76\x00"  # how an .npy file begins: version 1.0, a header of 118 bytes
@@ -107,7 +108,7 @@ CASES = [
         )
         for name, damage in SEEN_IN_THE_CHECKSUM
         for call_name, call in [
-            ("dataset", lambda f: SliceDataset(f, verify=True)),
+            ("train", data_fingerprint),
             ("verify", lambda f: Manifest.load(f).verify()),
             ("recolour", lambda f: recolour_folder(f, f.parent / "out", progress=False)),
             ("png", lambda f: export_png(f, f.parent / "out")),
