@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -265,8 +266,7 @@ def _say(text: str, to=None) -> None:
 
 def _brain_image(prepared: PreparedScan):
     image = return_to_scan(prepared.brain, prepared.geometry, order=0)
-    image.set_data_dtype("uint8")
-    return image
+    return nib.Nifti1Image(np.asarray(image.dataobj).astype(np.uint8), image.affine)
 
 
 def _write(
