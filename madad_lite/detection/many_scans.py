@@ -176,8 +176,9 @@ def detect(
         if decides:
             threshold = pipe.config.decision_threshold
             found = find_parts(output.to_nifti("anomaly_map"), prepared.geometry.to_mni, threshold)
-        name = "auto" if len(pipes) > 1 else str(weights)
-        name = Path(pipe.name_or_path).name if isinstance(weights, MadAdPipeline) or name == "auto" else name
+        name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
+        if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
+            name = str(weights)
         now |= {
             "weights": {"name": name, "contrast": pipe.config.contrast, "sha256": hashes[pipes.index(pipe)]},
             "contrast_seen": seen,

@@ -167,7 +167,7 @@ def scan_report(
     strip = np.unique(np.linspace(0, len(images) - 1, min(20, len(images))).round().astype(int))
     columns, aspect = len(shown), images.shape[1] / images.shape[2]
     text = _report_text(found, about, f"The {columns} most anomalous of {len(images)} slices")
-    tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75, 1.2
+    tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75 if found is None else 0.95, 1.2
     strip_rows = -(-len(strip) // 10)
     below = curve + 1.15 + strip_rows * (small * aspect + 0.22)
     fig, axes = tiles(

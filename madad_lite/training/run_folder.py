@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from madad_lite.errors import RunError
-from madad_lite.files import replace_file, write_json, writing
+from madad_lite.files import remove_leftovers, replace_file, write_json, writing
 
 
 def described(data, train) -> dict:
@@ -66,6 +66,7 @@ class Run:
         if self.is_main:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self.folder)
             write_json(self.folder / "config.json", self.settings)
 
     def load(self) -> dict | None:
