@@ -167,7 +167,7 @@ def scan_report(
     strip = np.unique(np.linspace(0, len(images) - 1, min(20, len(images))).round().astype(int))
     columns, aspect = len(shown), images.shape[1] / images.shape[2]
     text = _report_text(found, about, f"The {columns} most anomalous of {len(images)} slices")
-    tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75, 1.2
+    tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75 if found is None else 0.95, 1.2
     strip_rows = -(-len(strip) // 10)
     below = curve + 1.15 + strip_rows * (small * aspect + 0.22)
     fig, axes = tiles(
@@ -259,10 +259,11 @@ def _score_curve(ax, out, per_slice, shown, area: int, healthy: dict | None) -> 
     ax.plot(per_slice, color="0.2", lw=1.2)
     ax.plot(shown, per_slice[shown], "o", color=CELLS, ms=6)
     ax.set_title(title, fontsize=9, loc="left", pad=4)
-    # the root, so that what is small in a healthy brain can be seen beside a large lesion
-    ax.set_yscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
-    shares = (0, 0.01, 0.03, 0.1)
+    # logarithmic above 0.01 %, so that healthy brains can be seen beside a large lesion
+    ax.set_yscale("symlog", linthresh=1e-4 * area)
+    shares = (0, 1e-4, 1e-3, 1e-2, 1e-1)
     ax.set_yticks([s * area for s in shares], [f"{100 * s:g} %" for s in shares])
+    ax.minorticks_off()
     ax.tick_params(labelsize=8)
     ax.set(xlim=(0, max(1, len(per_slice) - 1)), ylim=(0, max(0.1 * area, 1.05 * float(per_slice.max()))))
     ax.spines[["top", "right"]].set_visible(False)
