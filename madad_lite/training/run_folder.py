@@ -90,7 +90,7 @@ class Weights:
         self.model = model
 
     def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
 
 
