@@ -15,7 +15,7 @@ class Stream:
             stream.add(score, truth, brain)
         stream.result()
 
-    What it holds does not grow with the slices: 6 MB for each size of lesion, and with intervals 35 KB for each
+    What it holds does not grow with the slices: 6 MB for each size of lesion, and with intervals 40 KB for each
     subject (and size of lesion that it has). Pooled max Dice, AP and AUROC are within 1e-4 of the exact values (see
     counts.Histogram), their intervals within what sums.Sums says; the rest is exact.
 

@@ -13,8 +13,14 @@ from madad_lite.evaluation.counts import THRESHOLDS, at_or_above, dice
 SIZES = ("small", "medium", "large")
 SIZE_LIMITS = (0.01, 0.05)  # share of the slice's brain at which "medium" and "large" begin
 BINS = 2048  # quantiles of the lesion's and of all scores; the bootstrap does not tell voxels apart between two of them
-# where the scores are not known beforehand: 0, and each doubling from 2^-16 to 1 in 256 steps
-FIXED_EDGES = np.append(0.0, [2.0**k * (1 + i / 256) for k in range(-16, 0) for i in range(256)] + [1.0])
+# where the scores are not known beforehand: 0, each doubling from 2^-16 to 2^-4 in 64 steps and from there to 1 in 1024
+FIXED_EDGES = np.array(
+    [
+        0.0,
+        *(2.0**k * (1 + i / n) for k in range(-16, 0) for n in (64 if k < -4 else 1024,) for i in range(n)),
+        1.0,
+    ]
+)
 
 
 def sizes_of(lesion: np.ndarray, brain: np.ndarray, limits: tuple[float, float] = SIZE_LIMITS) -> np.ndarray:
