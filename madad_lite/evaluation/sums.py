@@ -14,11 +14,11 @@ SIZES = ("small", "medium", "large")
 SIZE_LIMITS = (0.01, 0.05)  # share of the slice's brain at which "medium" and "large" begin
 BINS = 2048  # quantiles of the lesion's and of all scores; the bootstrap does not tell voxels apart between two of them
 # where the scores are not known beforehand: 0, each doubling from 2^-16 to 2^-4 in 64 steps and from there to 1 in 1024
-FIXED_EDGES = np.array(
+FIXED_EDGES = np.concatenate(
     [
-        0.0,
-        *(2.0**k * (1 + i / n) for k in range(-16, 0) for n in (64 if k < -4 else 1024,) for i in range(n)),
-        1.0,
+        [0.0],
+        *(2.0**k * np.linspace(1, 2, 64 if k < -4 else 1024, endpoint=False) for k in range(-16, 0)),
+        [1.0],
     ]
 )
 
@@ -45,8 +45,9 @@ class Sums:
 
     thresholds: (T,), where the Dice of each slice is taken. edges: (K,) ascending, where the voxels of a subject
     are counted, for the intervals; none: no intervals. A row holds T + 2 K + 6 numbers, however many slices it
-    sums. Voxels between two edges count as tied: that moves a Dice of an interval by at most twice, AP and AUROC
-    by at most once, the share of the lesion's voxels that lie between two neighbouring edges.
+    sums. Voxels between two edges count as tied: that moves a Dice of an interval by at most twice, an AUROC by at
+    most once, the share of the lesion's voxels that lie between two neighbouring edges, and an AP by about as much
+    (0.005 where the lesions of a size have 34 voxels in all, less with more).
     """
 
     def __init__(self, thresholds, edges=()):
