@@ -211,19 +211,16 @@ def test_sizes_are_shares_of_the_brain():
         truth[i].ravel()[:voxels] = True
     truth[0, 15] = True  # outside the brain
     assert metrics.lesion_size(truth, brain).tolist() == ["", "small", "medium", "medium", "large"]
-    assert metrics.lesion_size(truth, brain, limits=(0.02, 0.2)).tolist() == [
-        "",
-        "small",
-        "small",
-        "medium",
-        "medium",
-    ]
+
+
+def by_size(score, truth, brain=None, threshold=None):
+    return metrics.evaluate(score, truth, brain=brain, threshold=threshold, intervals=False)["by_size"]
 
 
 def test_sizes_part_the_lesion_slices():
     score, truth, brain, _ = cohort(n_subjects=9)
     size = metrics.lesion_size(truth, brain)
-    result = metrics.by_lesion_size(score, truth, brain, threshold=0.6)
+    result = by_size(score, truth, brain, threshold=0.6)
     assert sum(r["n"] for r in result.values()) == (truth & brain).any((1, 2)).sum()
     for name, found in result.items():
         rows = size == name
@@ -240,14 +237,11 @@ def test_sizes_part_the_lesion_slices():
 def test_sizes_without_a_threshold_use_the_best_pooled_one_of_all():
     score, truth, brain, _ = cohort()
     best = metrics.pooled_max_dice(score, truth, brain)[1]
-    assert metrics.by_lesion_size(score, truth, brain) == metrics.by_lesion_size(score, truth, brain, best)
-    assert metrics.evaluate(score, truth, brain=brain)["by_size"] == metrics.by_lesion_size(
-        score, truth, brain, best
-    )
+    assert by_size(score, truth, brain) == by_size(score, truth, brain, best)
 
 
 def test_a_size_that_does_not_occur_is_none():
-    result = metrics.by_lesion_size(SCORE, TRUTH)  # 2 and 1 of 4 voxels: large
+    result = by_size(SCORE, TRUTH)  # 2 and 1 of 4 voxels: large
     assert result["large"]["n"] == 2 and result["small"]["n"] == result["medium"]["n"] == 0
     assert set(result["small"]) == set(result["large"])
     assert all(v is None for k, v in result["small"].items() if k != "n")
@@ -418,8 +412,7 @@ def test_evaluate_holds_everything_and_is_json():
         assert interval[0] < value < interval[1]
     false = metrics.false_positive_volume(score, truth, subjects, 0.55, brain=brain, spacing=2.0)
     assert result["false_positives"] == false and false["subjects"] == 3
-    by_size = metrics.by_lesion_size(score, truth, brain, 0.55)
-    for name, values in by_size.items():
+    for name, values in by_size(score, truth, brain, 0.55).items():
         found = {k: v for k, v in result["by_size"][name].items() if "interval" not in k}
         assert found == pytest.approx(values, abs=1e-12)
         low, high = result["by_size"][name]["pooled_dice_interval"]
@@ -506,7 +499,6 @@ EMPTY = np.zeros_like(TRUTH)
         (lambda: metrics.own_threshold_dice(SCORE, EMPTY), "no lesion voxel"),
         (lambda: metrics.average_precision(SCORE, TRUTH, 1 - TRUTH), "no lesion voxel inside the brain"),
         (lambda: metrics.auroc(SCORE, TRUTH, EMPTY), "brain mask is empty"),
-        (lambda: metrics.by_lesion_size(SCORE, EMPTY), "no lesion voxel"),
         (lambda: metrics.per_image_max_dice(2 * SCORE, TRUTH), r"thresholds lie in \[0, 1\]"),
         (lambda: metrics.evaluate(SCORE - 1, TRUTH), r"thresholds lie in \[0, 1\]"),
         (lambda: metrics.evaluate(SCORE, TRUTH, subjects=["a", "b"]), "one subject a slice"),

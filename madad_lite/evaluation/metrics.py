@@ -31,16 +31,7 @@ from madad_lite.evaluation.counts import (
     checked,
     subject_index,
 )
-from madad_lite.evaluation.sums import (
-    AT_THRESHOLD,
-    METRICS,
-    SIZE_LIMITS,
-    SIZES,
-    Subjects,
-    Sums,
-    quantiles,
-    sizes_of,
-)
+from madad_lite.evaluation.sums import AT_THRESHOLD, METRICS, SIZES, Subjects, Sums, quantiles, sizes_of
 
 
 def pooled_max_dice(score, truth, brain=None) -> tuple[float, float]:
@@ -90,27 +81,13 @@ def dice_at(score, truth, threshold: float, brain=None) -> dict[str, float]:
     return _sums(*checked(score, truth, brain), None, [threshold]).subjects().dice_at()
 
 
-def lesion_size(truth, brain=None, limits: tuple[float, float] = SIZE_LIMITS) -> np.ndarray:
+def lesion_size(truth, brain=None) -> np.ndarray:
     """(N,) "small", "medium", "large" or "" (no lesion): below 1 %, 1-5 %, above 5 % of the slice's brain.
 
     Shares instead of pixels, so that the classes mean the same on every grid.
     """
     _, truth, brain = checked(np.zeros(as_array(truth).shape, np.float32), truth, brain)
-    return sizes_of(truth.sum((1, 2)), brain.sum((1, 2)), limits)
-
-
-def by_lesion_size(score, truth, brain=None, threshold: float | None = None) -> dict[str, dict]:
-    """{"small": {"n": slices, "pooled_dice", "per_image_dice", "pooled_max_dice", ..., "ap", "auroc"}, ...}.
-
-    Each class alone, with the slices' own healthy voxels; slices without lesion belong to none. pooled_dice
-    and per_image_dice are at the given threshold, without one at the best pooled threshold of all slices
-    together. Where n is 0 the values are None.
-    """
-    score, truth, brain = checked(score, truth, brain)
-    check_range(score)
-    threshold = Voxels(score, truth, brain).max_dice()[1] if threshold is None else threshold
-    sums = _sums(score, truth, brain, None, [*THRESHOLDS, threshold])
-    return _by_size(sums, _voxels_by_size(score, truth, brain), {})
+    return sizes_of(truth.sum((1, 2)), brain.sum((1, 2)))
 
 
 def false_positive_volume(score, truth, subjects, threshold: float, *, brain=None, spacing=None) -> dict:
@@ -190,7 +167,9 @@ def evaluate(
     Returns "slices", "lesion_slices", "lesion_share" (of the brain's voxels; the AP of a guess),
     "lesion_outside_brain" (lesion voxels that the brain mask left out), "pooled_max_dice", "best_threshold"
     (its own), "per_image_max_dice" (all slices, as the authors), "per_lesion_image_max_dice" (slices with
-    lesion only), "per_image_own_threshold_dice", "ap", "auroc", "by_size" (see `by_lesion_size`); with
+    lesion only), "per_image_own_threshold_dice", "ap", "auroc", "by_size" ({"small": {"n": slices, and the
+    metrics}, ...}: each size alone, with the slices' own healthy voxels; "pooled_dice" and "per_image_dice" at
+    the threshold, without one at "best_threshold"; None where n is 0); with
     subjects "subjects"; with a threshold "validation_threshold" and "dice_at_validation_threshold" (see
     `dice_at`); with both "false_positives" (see `false_positive_volume`).
     """

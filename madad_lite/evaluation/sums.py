@@ -23,10 +23,12 @@ FIXED_EDGES = np.concatenate(
 )
 
 
-def sizes_of(lesion: np.ndarray, brain: np.ndarray, limits: tuple[float, float] = SIZE_LIMITS) -> np.ndarray:
+def sizes_of(lesion: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Voxels of lesion and of brain, (N,) -> (N,) "small", "medium", "large", or "" without lesion."""
     share = lesion / np.maximum(brain, 1)
-    return np.select([share == 0, share < limits[0], share <= limits[1]], ["", *SIZES[:2]], SIZES[2])
+    return np.select(
+        [share == 0, share < SIZE_LIMITS[0], share <= SIZE_LIMITS[1]], ["", *SIZES[:2]], SIZES[2]
+    )
 
 
 def quantiles(values: np.ndarray) -> np.ndarray:

@@ -286,5 +286,6 @@ def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vma
         ) in display.axes.values():  # nilearn's own transparency makes the highest score opaque, however low
             picture = plane.ax.get_images()[-1]
             picture.set_alpha(opacity(np.ma.filled(picture.get_array(), 0), vmax))
-        fig.axes[-1].set_ylabel("anomaly score", color="white", fontsize=8)
+        fig.axes[-1].yaxis.set_label_position("left")
+        fig.axes[-1].set_ylabel("anomaly score", color="white", fontsize=9)
     return fig
