@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import madad_lite
-from madad_lite.errors import Refused, foreseen, one_line, write_log
+from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 LAYOUTS = ("auto", "plain", "ixi", "atlas", "brats", "msd", "cohort", "glioma", "ms")
 YES_NO = {"auto": "auto", "yes": True, "no": False}
+AGAIN_AFTER = 5.0  # s: a Ctrl-C that was swallowed comes again
 COMMANDS: dict[str, tuple[str, tuple, Callable]] = {}  # name: (what it does, its arguments, what runs)
 
 
@@ -214,15 +215,18 @@ def assemble(args):
     "anomaly maps of scans",
     arg("scan", nargs="+", type=path, help="NIfTI files, or folders of them: all but earlier results"),
     OUT,
-    WEIGHTS,
-    arg("--brain", type=path, help="brain mask of the scan"),
+    arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
+    arg("--force-contrast", action="store_true", help="also scans that look like another contrast"),
+    arg("--brain", type=path, help="brain mask; of several scans a pattern, such as {name}_mask.nii.gz"),
+    arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
+    arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
     arg("--channel", type=int, help="which volume of a 4-D file"),
     REGISTER,
     arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
     arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
     arg("--batch-size", type=int, help="slices at once; default: as many as fit"),
     arg("--device", help="cpu, cuda, ...; default: a GPU if there is one"),
-    arg("--resume", action="store_true", help="leave out the scans whose three results are there"),
+    arg("--resume", action="store_true", help="leave out the scans whose results are there"),
     arg("--force", action="store_true", help="overwrite results"),
     *REVERSE,
 )
@@ -237,7 +241,7 @@ def detect(args) -> int:
     if args.device is not None:
         _check_device(args.device)
     options = chosen(args, "weights brain channel z_range z_spacing batch_size device resume force")
-    options |= chosen(args, "eta score seed")
+    options |= chosen(args, "force_contrast mask keep_brain eta score seed")
     options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
     failed = detect(scans, args.out, **options)
     return 1 if failed else 0
@@ -350,10 +354,12 @@ def main(argv: list[str] | None = None) -> int:
         try:
             args = parser().parse_args(argv)
             name = f"madad {args.command}"
-            return args.run(args) or 0
+            with insisting(AGAIN_AFTER):
+                return args.run(args) or 0
         finally:
             _flush()
     except KeyboardInterrupt:
+        exec("")  # else Python, if an exec() was interrupted, ends itself by the signal and not with 130
         print(f"{name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `madad ... | head`: nobody reads on

@@ -4,10 +4,15 @@ what to do. Everything else is a fault of ours: the command line keeps its trace
 
 from __future__ import annotations
 
+import _thread
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 
@@ -58,3 +63,30 @@ def write_log(error: BaseException) -> str:
         with tempfile.NamedTemporaryFile("w", prefix="madad-error-", delete=False, **form) as f:
             f.write(text)
     return os.path.abspath(f.name)
+
+
+@contextmanager
+def insisting(seconds: float) -> Iterator[None]:
+    """What Ctrl-C raises can be swallowed where Python cannot pass it on (in a destructor or a callback), or by
+    a library. So it is raised again every few seconds until it has left this block.
+    """
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):  # not ours to handle
+        yield
+        return
+    again: list[threading.Timer] = []
+
+    def interrupt(number, frame):
+        again.append(threading.Timer(seconds, _thread.interrupt_main))
+        again[-1].daemon = True
+        again[-1].start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for timer in again:
+            timer.cancel()

@@ -12,9 +12,7 @@ diffusion (Rombach et al. 2022). Every tensor of theirs has exactly one place he
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +25,7 @@ from madad_lite.autoencoder import downsampling
 from madad_lite.denoiser import SIZES, Denoiser, DenoiserSize
 from madad_lite.diffusion import make_scheduler
 from madad_lite.errors import UnsafeFile
-from madad_lite.files import save_model
+from madad_lite.files import new_folder
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
 from madad_lite.training.settings import RECIPES
@@ -331,21 +329,19 @@ def import_official(
         raise ValueError(
             f"{', '.join(map(str, files))}: {' and '.join(kinds)}; give one UNet, one encoder, or one of each"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    if len(models) == 1:
-        save_model(models[0], part)
-    else:
-        parts = {"denoiser" if isinstance(m, Denoiser) else "autoencoder": m for m in models}
-        settings = asdict(RECIPES["authors"].detection)
-        settings["sigma"] *= slice_size / 256  # 5 pixels of 256
-        grid = Grid(spacing=spacing, size=slice_size, z_spacing=z_spacing).to_dict()
-        MadAdPipeline(
-            **parts, scheduler=make_scheduler(), contrast=contrast, grid=grid, **settings
-        ).save_pretrained(part)
-    (part / "README.md").write_text(_card(files, models))
-    os.replace(part, out)
+    with new_folder(out) as part:
+        if len(models) == 1:
+            models[0].save_pretrained(part)
+        else:
+            parts = {"denoiser" if isinstance(m, Denoiser) else "autoencoder": m for m in models}
+            settings = asdict(RECIPES["authors"].detection)
+            settings["sigma"] *= slice_size / 256  # 5 pixels of 256
+            grid = Grid(spacing=spacing, size=slice_size, z_spacing=z_spacing).to_dict()
+            pipe = MadAdPipeline(
+                **parts, scheduler=make_scheduler(), contrast=contrast, grid=grid, **settings
+            )
+            pipe.save_pretrained(part)
+        (part / "README.md").write_text(_card(files, models))
     return out
 
 

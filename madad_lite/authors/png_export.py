@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from madad_lite.errors import ScanError
+from madad_lite.files import new_file
 from madad_lite.scans.grid import Geometry
 from madad_lite.slices.folder import Manifest
 
@@ -63,7 +63,6 @@ def export_png(manifest: Manifest | str | Path, out: str | Path) -> Path:
             for ending, values in arrays.items():
                 path = folder / f"brain_scan_{subject}_slice_{place:03d}_{ending}.png"
                 if not path.exists():
-                    part = path.with_name(path.name + ".part")
-                    Image.fromarray(values[k].astype(np.uint8)).save(part, format="PNG")
-                    os.replace(part, path)
+                    with new_file(path) as part:
+                        Image.fromarray(values[k].astype(np.uint8)).save(part, format="PNG")
     return out

@@ -10,7 +10,6 @@ pole), is not there.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from madad_lite.errors import ScanError
+from madad_lite.files import new_folder
 from madad_lite.slices.folder import Manifest
 
 
@@ -56,19 +56,13 @@ def recolour_folder(source: str | Path, out: str | Path, *, seed: int = 0, progr
     content["contrast"] = "flair"
     content["settings"] |= {"recoloured_from": str(source), "recolour_seed": seed}
     content["scans"] = [s | {"contrast": "flair"} for s in content["scans"] if not s["lesion"]]
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    for number, scan in enumerate(tqdm(content["scans"], desc="FLAIR from T1", disable=not progress)):
-        image, brain = (np.asarray(manifest.array(scan, k)) for k in ("image", "brain"))
-        folder = part / "scans" / scan["scan_id"]
-        folder.mkdir(parents=True)
-        np.save(
-            folder / "image.npy",
-            to_flair(image, brain, np.random.default_rng([seed, number])).astype(np.float16),
-        )
-        np.save(folder / "brain.npy", brain)
-    new = Manifest(part, content)
-    new.save()
-    part.replace(out)
-    new.folder = out
-    return new
+    with new_folder(out, replace=True) as part:  # of what is there, it is empty
+        for number, scan in enumerate(tqdm(content["scans"], desc="FLAIR from T1", disable=not progress)):
+            image, brain = (np.asarray(manifest.array(scan, k)) for k in ("image", "brain"))
+            folder = part / "scans" / scan["scan_id"]
+            folder.mkdir(parents=True)
+            new = to_flair(image, brain, np.random.default_rng([seed, number]))
+            np.save(folder / "image.npy", new.astype(np.float16))
+            np.save(folder / "brain.npy", brain)
+        Manifest(part, content).save()
+    return Manifest(out, content)

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from madad_lite.errors import ScanError
+from madad_lite.files import replace_file
 from madad_lite.scans.find import ScanFiles, find_scans
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.prepare import prepare_volume
@@ -98,9 +99,7 @@ class Manifest:
         path, text = self.folder / "manifest.json", json.dumps(self.to_dict(), indent=1) + "\n"
         if path.exists() and path.read_text() == text:
             return
-        part = path.with_name("manifest.json.part")
-        part.write_text(text)
-        os.replace(part, path)
+        replace_file(path, text)
 
 
 def _state(scan: ScanFiles) -> list:
