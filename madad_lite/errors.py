@@ -77,8 +77,14 @@ def insisting(seconds: float) -> Iterator[None]:
         return
     again: list[threading.Timer] = []
 
+    def repeat() -> None:
+        if hasattr(signal, "pthread_kill"):  # wakes a thread that waits; not there on Windows
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        else:
+            _thread.interrupt_main()
+
     def interrupt(number, frame):
-        again.append(threading.Timer(seconds, _thread.interrupt_main))
+        again.append(threading.Timer(seconds, repeat))
         again[-1].daemon = True
         again[-1].start()
         raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from madad_lite.plotting import training_curves
+from madad_lite.plotting import read_log, training_curves
 from madad_lite.plotting.canvas import (
     CELLS,
     FALSE,
@@ -32,12 +32,19 @@ METHODS = {
     "reconstruction": "the autoencoder's reconstruction error",
     "intensity": "plain threshold on dark voxels",
 }
+LOSSES = {
+    "reconstruction": "error of the decoded slice",
+    "kl": "distance of the latents from a normal distribution",
+    "latent": "error of the guessed clean latent",
+    "mask": "error of the guessed noised cells",
+}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 1.5em auto; padding: 0 1em; color: #222 }
 h1 { line-height: 1.2 } h2 { margin-top: 2em; border-top: 1px solid #ccc; padding-top: .8em }
 h3 { margin: 1.5em 0 .2em } img { max-width: 100%; height: auto; display: block }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: .7em; margin: .7em 0 }
 figure { margin: 0 } figure img { width: 100% } figcaption { font-size: 14px; line-height: 1.35; padding-top: .3em }
+.curves { grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)) }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
 td, th { border: 1px solid #ccc; padding: .3em .5em; text-align: left; vertical-align: top }
 .verdict { font-weight: 600 }
@@ -52,13 +59,7 @@ def write_page(out: str | Path) -> Path:
     about, results = (json.loads((out / name).read_text()) for name in ("demo.json", "metrics.json"))
     shipped, brief = results["shipped"], results["brief"]
     people = "".join(_person(out, name, about["threshold"]) for name in PEOPLE)
-    curves = ""
-    for stage in ("autoencoder", "denoiser"):
-        file = pictures / f"training_{stage}.png"
-        training_curves(out / "training" / stage).savefig(file, bbox_inches="tight", dpi=130)
-        curves += (
-            f'<h3>Losses of the {stage}</h3><img src="pictures/{file.name}" alt="losses of the {stage}">'
-        )
+    curves = "".join(_curves(out, stage) for stage in ("autoencoder", "denoiser"))
     maps = "".join(
         f'<li><a href="maps/{html.escape(f.name)}">{html.escape(f.name)}</a></li>'
         for f in sorted((out / "maps").iterdir())
@@ -99,7 +100,7 @@ The same subjects and measures as above:</p>
     return page
 
 
-def verdict(above_ml: float, hit_ml: float, lesion_ml: float, peak: float, threshold: float) -> str:
+def verdict(above_ml: float, hit_ml: float, lesion_ml: float, peak: float) -> str:
     """A sentence on one scan. above_ml: of all that reaches the threshold; hit_ml: of it, inside the lesion;
     lesion_ml: of the lesion, 0 in a healthy subject; peak: the map's highest value in it, or in the brain.
     """
@@ -146,10 +147,10 @@ def _person(out: Path, name: str, threshold: float) -> str:
     peak = float(anomaly[lesion].max() if lesion.any() else anomaly.max())
     # a healthy subject's most suspicious slice, else the one with most lesion
     k = int((lesion if lesion.any() else anomaly).sum((0, 1)).argmax())
+    rows, columns = (np.flatnonzero((scan > 0).any((axis, 2))) for axis in (1, 0))
+    box = np.s_[max(0, rows[0] - 2) : rows[-1] + 3, max(0, columns[0] - 2) : columns[-1] + 3, k]
     white = float(np.percentile(scan[scan > 0], 99.5))
-    planes = [
-        v[:, :, k].T[::-1] for v in (scan / white * 2 - 1, healed / white * 2 - 1, anomaly, lesion, found)
-    ]
+    planes = [v[box].T[::-1] for v in (scan / white * 2 - 1, healed / white * 2 - 1, anomaly, lesion, found)]
     height = f"z = {affine[2, 3] + affine[2, 2] * k:+.0f} mm"
     outline = "; the cyan line is the true lesion" if lesion.any() else ""
     chosen = "where it has most lesion" if lesion.any() else "where the map is highest in sum"
@@ -163,7 +164,7 @@ def _person(out: Path, name: str, threshold: float) -> str:
         _figure(out, f"{name}_{key}", _picture(key, *planes), text) for key, text in captions.items()
     )
     title = f"{PEOPLE[name]} of {volumes[2]:.1f} mL" if lesion.any() else PEOPLE[name]
-    sentence = verdict(*volumes, peak, threshold)
+    sentence = verdict(*volumes, peak)
     return f'<h3>{title}</h3><p class="verdict">{sentence}</p><div class="row">{figures}</div>'
 
 
@@ -196,6 +197,17 @@ def _steps(out: Path) -> str:
         text = f"Before step {s + 1} of {last}." if s < last else "Healed."
         figures += _figure(out, f"step_{s}", fig, f"{text} z = {float(stored['z']):+.0f} mm.")
     return f'<div class="row">{figures}</div>'
+
+
+def _curves(out: Path, stage: str) -> str:
+    """A picture for each part of a training's loss."""
+    log = read_log(out / "training" / stage)
+    parts = [key for key in LOSSES if key != "loss" and any(key in line for line in log)]
+    figures = ""
+    for key in parts:
+        text = f"{stage.capitalize()}: {LOSSES[key]}, at each step."
+        figures += _figure(out, f"training_{stage}_{key}", training_curves(log, [key]), text)
+    return f'<div class="row curves">{figures}</div>'
 
 
 def _figure(out: Path, name: str, figure, text: str) -> str:
