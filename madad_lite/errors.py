@@ -24,6 +24,10 @@ class RunError(ValueError):
     """A training run's folder cannot be used."""
 
 
+class WeightsError(ValueError):
+    """A model's folder cannot be used."""
+
+
 class Refused(ValueError):
     """The arguments of a command make no sense together."""
 
