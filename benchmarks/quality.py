@@ -35,9 +35,10 @@ from madad_lite.family import BASELINES
 from madad_lite.family.dae import DenoisingAutoencoder
 from madad_lite.family.ddpm import Diffusion
 from madad_lite.files import write_json
-from madad_lite.pipeline import WEIGHTS, MadAdPipeline
+from madad_lite.pipeline import MadAdPipeline
 from madad_lite.plotting import slice_grid
 from madad_lite.training.settings import RECIPES
+from madad_lite.weights import WEIGHTS
 
 VALIDATION = {"t1": ("cohort_t1", "ixi_t1"), "flair": ("cohort_flair", "ixi_flair")}
 TEST = {"t1": ("cohort_t1", "ixi_t1", "ms_t1"), "flair": ("cohort_flair", "glioma_flair", "ms_flair")}

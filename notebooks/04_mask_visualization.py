@@ -563,7 +563,7 @@ else:
 # <details><summary>Solution</summary>
 #
 # Every probability is above a threshold below zero:
-# `everything = pipe(x_sick, brain=b_sick, eta=0.0, mask_threshold=-1.0, progress=False)`, then
+# `everything = pipe(x_sick, brain=b_sick, eta=0.0, mask_threshold=0.0, progress=False)`, then
 # `plotting.detection_figure(everything, 0, truth)`.
 #
 # </details>
