@@ -369,6 +369,18 @@ def test_changelog_begins_with_what_is_not_released():
     assert text.startswith("# Changelog\n") and text.index("## [Unreleased]") < 400
 
 
+def test_type_checkers_are_told_of_the_hints():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert "py.typed" in tools["setuptools"]["package-data"]["madad_lite"]
+    assert (ROOT / "madad_lite" / "py.typed").is_file()
+
+
+def test_the_slow_files_are_there():
+    from conftest import SLOW_FILES
+
+    assert {name for name in SLOW_FILES if not (ROOT / "tests" / f"{name}.py").is_file()} == set()
+
+
 def test_citation_and_licence_are_there():
     citation = (ROOT / "CITATION.cff").read_text()
     assert "MAD-AD" in citation and "2502.16943" in citation and ADDRESS in citation
