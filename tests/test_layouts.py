@@ -5,7 +5,7 @@ import json
 import pytest
 
 from madad_lite.errors import ScanError
-from madad_lite.scans.find import contrast_of, find_scans
+from madad_lite.scans.find import contrast_of, find_scans, is_mask
 from madad_lite.slices.splits import split_subjects
 
 
@@ -147,6 +147,34 @@ def test_plain(tmp_path):
     assert set(scans) == {"anna", "bert", "deep"}
     assert scans["anna"].brain.name == "anna_brain_mask.nii.gz" and scans["anna"].group == "normal"
     assert scans["bert"].lesion.name == "bert_T1_lesion.nii" and scans["bert"].group == "patient"
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [
+        ("x_segmentation.nii.gz", True),
+        ("x_seg.NII.GZ", True),
+        ("BraTS-GLI-00005-000-seg.nii.gz", True),
+        ("sub-1_label-L_desc-T1lesion_mask.nii.gz", True),
+        ("sub-1_space-T1w_dseg.nii", True),
+        ("x_T1_lesion.nii", True),
+        ("x_labels.nii.gz", True),
+        ("brainmask.nii.gz", True),
+        ("mask.nii", True),
+        ("x_roi.nii.gz", True),
+        ("x_nolesion.nii.gz", False),
+        ("segmented_T1.nii.gz", False),
+        ("Elroi.nii.gz", False),
+        ("sub-1_T1w.nii.gz", False),
+    ],
+)
+def test_masks_by_name(name, mask, tmp_path):
+    """Also where no scan of that name lies beside them."""
+    assert is_mask(tmp_path / name) == mask
+    touch(tmp_path, name, "other.nii.gz")
+    assert [s.image.name for s in find_scans(tmp_path, layout="plain")] == sorted(
+        ["other.nii.gz"] + [name] * (not mask)
+    )
 
 
 def test_plain_same_names_get_different_ids(tmp_path):
