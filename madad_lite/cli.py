@@ -110,12 +110,15 @@ def _train(args) -> int:
 def _assemble(args) -> int:
     from dataclasses import asdict
 
+    from madad_lite.files import new_folder
     from madad_lite.pipeline import load_parts
     from madad_lite.slices.folder import Manifest
     from madad_lite.training.settings import RECIPES, configured
 
     if Path(args.out).exists() and not args.force:
         raise Refused(f"{args.out}: exists already; add --force to replace it")
+    if Path(args.out).exists() and not (Path(args.out) / "model_index.json").exists():
+        raise Refused(f"{args.out}: exists and is no pipeline's folder; choose another one")
     manifest = Manifest.load(args.data)
     changes = _settings(args.set)
     threshold = changes.pop("decision_threshold", None)
@@ -129,7 +132,8 @@ def _assemble(args) -> int:
     )
     if args.half:
         pipe.autoencoder.half(), pipe.denoiser.half()
-    pipe.save_pretrained(args.out)
+    with new_folder(Path(args.out), replace=args.force) as part:
+        pipe.save_pretrained(part)
     print(f"pipeline: {args.out}")
     return 0
 
@@ -155,6 +159,9 @@ def _detect(args) -> int:
         seed=args.seed,
         batch_size=args.batch_size,
         device=args.device,
+        mask=args.mask,
+        keep_brain=args.keep_brain,
+        force_contrast=args.force_contrast,
         force=args.force,
         resume=args.resume,
     )
@@ -164,8 +171,10 @@ def _detect(args) -> int:
 def _evaluate(args) -> int:
     from madad_lite.evaluation.compare import evaluate_weights
     from madad_lite.evaluation.metrics import table
-    from madad_lite.files import write_json
+    from madad_lite.files import check_json_output, write_json
 
+    if args.out:
+        check_json_output(Path(args.out), "methods")
     results = evaluate_weights(
         args.weights,
         args.data,
@@ -340,8 +349,29 @@ def parser() -> argparse.ArgumentParser:
         "scan", nargs="+", help="NIfTI files, or folders of them; of a folder all but earlier results"
     )
     c.add_argument("--out", required=True)
-    c.add_argument("--weights", default="t1", help="a shipped name, a folder, or a hub id")
-    c.add_argument("--brain", help="brain mask of the scan")
+    c.add_argument(
+        "--weights",
+        default="t1",
+        help="a shipped name, a folder, a hub id, or auto: the shipped ones of each scan's contrast",
+    )
+    c.add_argument(
+        "--force-contrast",
+        action="store_true",
+        help="use the weights also where a scan does not look like their contrast",
+    )
+    c.add_argument(
+        "--brain",
+        help=(
+            "brain mask of the scan; of several scans a pattern, such as {name}_mask.nii.gz; default: one that "
+            "lies beside the scan, else found by itself"
+        ),
+    )
+    c.add_argument(
+        "--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"
+    )
+    c.add_argument(
+        "--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz, the brain that was used"
+    )
     c.add_argument("--channel", type=int, help="which volume of a 4-D file")
     c.add_argument(
         "--register",
@@ -365,7 +395,7 @@ def parser() -> argparse.ArgumentParser:
     there.add_argument(
         "--resume",
         action="store_true",
-        help="leave out the scans whose three results are there; do the others",
+        help="leave out the scans whose results are there, of the same weights and options; do the others",
     )
     there.add_argument("--force", action="store_true", help="overwrite results")
     reverse(c)

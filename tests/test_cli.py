@@ -17,12 +17,14 @@ def detected(patient_scan, tmp_path_factory):
     return out
 
 
-def test_detect_writes_its_three_files(detected, patient_scan):
+def test_detect_writes_its_five_files(detected, patient_scan):
     name = Path(patient_scan["image"]).name.removesuffix(".nii.gz")
     assert {p.name for p in detected.iterdir()} == {
         f"{name}_anomaly.nii.gz",
         f"{name}_healed.nii.gz",
         f"{name}_report.png",
+        f"{name}_lesions.csv",
+        f"{name}.json",
     }
     scan, anomaly = nib.load(patient_scan["image"]), nib.load(detected / f"{name}_anomaly.nii.gz")
     assert anomaly.shape == scan.shape and np.array_equal(anomaly.affine, scan.affine)
@@ -37,7 +39,7 @@ def test_detect_never_overwrites_without_force(detected, patient_scan, capsys):
     assert "--force" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in detected.iterdir()}
     assert main(["detect", patient_scan["image"], "--out", str(detected), "--force"]) == 0
-    maps = [p for p in before if p.name.endswith(".nii.gz")]
+    maps = [p for p in before if p.name.endswith((".nii.gz", ".csv", ".json"))]
     assert all(p.read_bytes() == before[p] for p in maps)  # and the same seed gives the same bytes
 
 

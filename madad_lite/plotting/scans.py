@@ -141,11 +141,24 @@ def threshold_figure(image, score, threshold: float, truth=None, *, vmax: float 
     return fig
 
 
-def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int = 4):
-    """One page about one scan: its most suspicious slices, the score along the brain, and the whole volume.
+def scan_report(
+    out,
+    name: str,
+    *,
+    truth=None,
+    vmax: float = 1.0,
+    columns: int = 4,
+    found=None,
+    healthy: dict | None = None,
+    about: str | None = None,
+):
+    """One page about one scan: whether anything was found, its most suspicious slices, the score along the
+    brain, and the whole volume.
 
     out: the pipeline's output for a volume. name: the heading. truth: (N, H, W) lesion masks, outlined if
-    given.
+    given. found: a detection.finding.Finding: its sentence and parts come first, its threshold is marked.
+    healthy: the range of healthy subjects behind the curve, {"who": words, "z_mm", "lowest", "highest": lists}.
+    about: a line on the weights.
     """
     images, scores, healed = stack(out.image), stack(out.anomaly_map), stack(out.healed)
     truth = None if truth is None else stack(truth, "truth")
@@ -153,6 +166,7 @@ def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int =
     shown = sorted(_apart(per_slice, columns))
     strip = np.unique(np.linspace(0, len(images) - 1, min(20, len(images))).round().astype(int))
     columns, aspect = len(shown), images.shape[1] / images.shape[2]
+    text = _report_text(found, about, f"The {columns} most anomalous of {len(images)} slices")
     tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75, 1.2
     strip_rows = -(-len(strip) // 10)
     below = curve + 1.15 + strip_rows * (small * aspect + 0.22)
@@ -164,47 +178,40 @@ def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int =
         head=0.0,
         left=left,
         right=right + (4 - columns) * (tile + 0.05),
-        top=0.85,
+        top=0.66 + 0.19 * len(text),
         bottom=below,
     )
     width, height = fig.get_size_inches()
-    heading(fig, name)
-    fig.text(
-        0.01,
-        1 - 0.34 / height,
-        f"The {columns} most anomalous of {len(images)} slices. The patient's left is on the left.",
-        fontsize=9,
-        va="top",
-    )
+    heading(fig, _plain(name))
+    for line, words in enumerate(text):
+        y, bold = 1 - (0.34 + 0.19 * line) / height, found is not None and line == 0
+        style = {"fontsize": 10, "fontweight": "bold"} if bold else {"fontsize": 9}
+        fig.text(0.01, y, _plain(words), va="top", **style)
     for column, i in enumerate(shown):
         show(axes[0, column], images[i], names[i])
         show(axes[1, column], healed[i])
         mappable = show_map(axes[2, column], images[i], scores[i], vmax)
+        if found is not None:
+            contour(axes[2, column], scores[i] >= found.threshold, "white")
         if truth is not None:
             contour(axes[2, column], truth[i])
-    for row, text in enumerate(("scan", "healed\n(as if normal)", "anomaly map\nover the scan")):
-        row_label(axes[row, 0], text)
-    colour_bar(fig, mappable, axes[2, -1], "anomaly score")
+    for row, label in enumerate(("scan", "healed\n(as if normal)", "anomaly map\nover the scan")):
+        row_label(axes[row, 0], label)
+    bar = colour_bar(fig, mappable, axes[2, -1], "anomaly score")
+    if found is not None:
+        ticks = [t for t in np.linspace(0, vmax, 6) if abs(t - found.threshold) > 0.08 * vmax]
+        labels = [f"{t:.1f}" for t in ticks] + [f"{found.threshold:g} \N{BLACK LEFT-POINTING POINTER}"]
+        bar.set_yticks([*ticks, found.threshold], labels)
+        bar.axhline(found.threshold, color="white", lw=1.5)
     if truth is not None:
         truth_note(axes[2, 0])
 
     ax = fig.add_axes(
         (left / width, (below - curve - 0.4) / height, 1 - (left + right) / width, curve / height)
     )
-    ax.fill_between(np.arange(len(images)), per_slice, color="0.85")
-    ax.plot(per_slice, color="0.2", lw=1.2)
-    ax.plot(shown, per_slice[shown], "o", color=CELLS, ms=6)
-    ax.set_title(
-        "Anomaly score summed over each slice, from bottom to top of the head (dots: slices above)",
-        fontsize=9,
-        loc="left",
-        pad=4,
-    )
+    _score_curve(ax, out, per_slice, shown, images[0].size, healthy)
     ticks = strip[:: max(1, len(strip) // 6)]
     ax.set_xticks(ticks, [names[i].replace("slice ", "") for i in ticks])
-    ax.tick_params(labelsize=8)
-    ax.set(xlim=(0, max(1, len(images) - 1)), ylim=(0, max(float(per_slice.max()) * 1.1, 1e-6)))
-    ax.spines[["top", "right"]].set_visible(False)
 
     for place, i in enumerate(strip):
         row, column = divmod(place, 10)
@@ -219,6 +226,46 @@ def scan_report(out, name: str, *, truth=None, vmax: float = 1.0, columns: int =
             contour(ax, truth[i])
     fig.text(0.1 / width, (below - curve - 0.95) / height, "The whole volume", fontsize=9)
     return fig
+
+
+def _plain(text: str) -> str:
+    """Text as it is: no formula between dollar signs, no bytes that are not text."""
+    return text.encode("utf-8", "replace").decode().replace("$", r"\$")
+
+
+def _report_text(found, about: str | None, slices: str, most: int = 4) -> list[str]:
+    """The lines above the pictures, what was found first."""
+    lines = []
+    if found is not None:
+        parts = found.lines()
+        more = [f"... and {len(parts) - most} more parts, in the table"] if len(parts) > most else []
+        lines = [found.sentence[0].upper() + found.sentence[1:] + ".", *parts[:most], *more]
+        slices += f", white outline: score of {found.threshold:g} or more"
+    return lines + ([about] if about else []) + [f"{slices}. The patient's left is on the left."]
+
+
+def _score_curve(ax, out, per_slice, shown, area: int, healthy: dict | None) -> None:
+    """Scores summed over each slice, on the same scale in every report, healthy subjects behind them."""
+    title = "Anomaly score summed over each slice, % of its area, from bottom to top of the head (dots: slices above)"
+    if healthy is not None and getattr(out, "prepared", None) is not None:
+        geometry = out.prepared.geometry
+        z = geometry.grid.affine[2, 3] + geometry.grid.step * np.array(geometry.slice_index)
+        low, high = (
+            np.interp(z, healthy["z_mm"], healthy[k], left=np.nan, right=np.nan)
+            for k in ("lowest", "highest")
+        )
+        ax.fill_between(np.arange(len(z)), low, high, color="#009E73", alpha=0.35, lw=0)
+        title += f"\nGreen: range of {healthy['who']}"
+    ax.plot(per_slice, color="0.2", lw=1.2)
+    ax.plot(shown, per_slice[shown], "o", color=CELLS, ms=6)
+    ax.set_title(title, fontsize=9, loc="left", pad=4)
+    # the root, so that what is small in a healthy brain can be seen beside a large lesion
+    ax.set_yscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
+    shares = (0, 0.01, 0.03, 0.1)
+    ax.set_yticks([s * area for s in shares], [f"{100 * s:g} %" for s in shares])
+    ax.tick_params(labelsize=8)
+    ax.set(xlim=(0, max(1, len(per_slice) - 1)), ylim=(0, max(0.1 * area, 1.05 * float(per_slice.max()))))
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _apart(values, n: int) -> list[int]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from madad_lite.errors import ScanError
-from madad_lite.files import nifti_files, stem
+from madad_lite.files import is_nifti, nifti_files, safe_name, stem
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 WORDS = {  # what the parts of file names and the entries of dataset.json say about the contrast
@@ -132,6 +132,19 @@ def _same_entities(image: Path, masks: list[Path]) -> list[Path]:
         return all(of_image.get(k, v) == v for k, v in of_mask.items())
 
     return [m for m in masks if agrees(m)]
+
+
+def brain_beside(image: Path) -> Path | None:
+    """The brain mask in a scan's folder that is its own by name: NAME_brain_mask, NAME_brainmask, or of BIDS the
+    subject's desc-brain_mask.
+    """
+    try:
+        files = {f for f in image.parent.iterdir() if is_nifti(f)}
+    except OSError:
+        return None
+    subject = re.match(r"sub-[A-Za-z0-9]+_", image.name)
+    bids = [f for f in files if subject and f.name.startswith(subject[0]) and "desc-brain_mask" in f.name]
+    return _mask(image, BRAIN_ENDINGS, files) or next(iter(_same_entities(image, sorted(bids))), None)
 
 
 def _patient_folders(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
@@ -245,10 +258,13 @@ def find_scans(folder: str | Path, contrast: str = "t1", layout: str = "auto") -
 
 
 def _unique(folder: Path, scans: list[ScanFiles]) -> Iterator[ScanFiles]:
-    """scan_ids become folder names: plain characters, and with the path in front where a name is there
-    twice.
+    """scan_ids become folder names, each another one, also where capitals do not count: plain characters, with
+    the path in front where a name is there twice, and with a hash of it where that is not enough.
     """
-    times = Counter(s.scan_id for s in scans)
-    for s in scans:
-        name = s.scan_id if times[s.scan_id] == 1 else "-".join(s.image.relative_to(folder).parts)
-        yield replace(s, scan_id=re.sub(r"[^A-Za-z0-9._-]+", "-", name))
+    paths = ["-".join(s.image.parts[len(folder.parts) :]) for s in scans]
+    whole = [f"{s.image}/{s.channel}".removeprefix(str(folder)) for s in scans]
+    ids = [safe_name(s.scan_id) for s in scans]
+    for longer in (paths, whole):  # no name holds a "/": the last ones get their hash
+        times = Counter(i.lower() for i in ids)
+        ids = [safe_name(name) if times[i.lower()] > 1 else i for i, name in zip(ids, longer)]
+    return (replace(s, scan_id=i) for s, i in zip(scans, ids))

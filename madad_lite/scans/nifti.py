@@ -16,6 +16,7 @@ import psutil
 from scipy import ndimage
 
 from madad_lite.errors import ScanError
+from madad_lite.files import new_file
 from madad_lite.scans.grid import Geometry, PreparedScan
 
 LARGEST_VOXELS = 1000**3
@@ -186,9 +187,5 @@ def save_nifti(image: nib.Nifti1Image, path: str | os.PathLike, force: bool = Fa
     path = Path(path)
     if path.exists() and not force:
         raise ScanError(f"{path}: exists already; choose another name, or force to overwrite it")
-    part = path.with_name(f".part-{path.name}")  # the ending tells nibabel how to write
-    try:
+    with new_file(path) as part:
         nib.save(image, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
