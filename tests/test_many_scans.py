@@ -3,6 +3,7 @@ others.
 """
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
@@ -12,6 +13,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +24,7 @@ from madad_lite.denoiser import Denoiser
 from madad_lite.detection import many_scans
 from madad_lite.detection.many_scans import ENDINGS, scans_in
 from madad_lite.diffusion import make_scheduler
+from madad_lite.errors import ScanError
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
 
@@ -30,6 +34,7 @@ CONTEXT.set_forkserver_preload(
     ["pytest", "madad_lite.detection.many_scans", "madad_lite.plotting", "madad_lite.training.denoiser"]
 )
 GOOD = ("a", "c", "d", "e")
+WRITTEN = {ENDINGS[k] for k in ("record", "anomaly", "lesions", "healed", "report")}
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +43,8 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model") / "model"
     grid = Grid(spacing=4.0, size=48).to_dict()
-    MadAdPipeline(make_autoencoder(), Denoiser.of_size("nano"), make_scheduler(), grid=grid).save_pretrained(
-        folder
-    )
+    parts = make_autoencoder(), Denoiser.of_size("nano"), make_scheduler()
+    MadAdPipeline(*parts, grid=grid, decision_threshold=0.4).save_pretrained(folder)
     return folder
 
 
@@ -71,7 +75,7 @@ def whole(scans, model, tmp_path_factory):
     """The results of one process, not interrupted."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert main(words(scans, out, model)) == 1
-    assert {p.name for p in out.iterdir()} == {f"{s}{ending}" for s in GOOD for ending in ENDINGS.values()}
+    assert {p.name for p in out.iterdir()} == {f"{s}{ending}" for s in GOOD for ending in WRITTEN}
     return out
 
 
@@ -98,13 +102,15 @@ def launch(arguments: list[str]) -> subprocess.CompletedProcess:
         "madad_lite.cli",
     ]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    return subprocess.run([*command, *options, *arguments], env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [*command, *options, *arguments], env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_two_processes_share_a_folder_and_a_bad_scan_stops_neither(scans, model, whole, tmp_path):
     done = launch(words(scans, tmp_path / "out", model))
     assert done.returncode != 0 and content(tmp_path / "out") == content(whole)
-    assert len(list((tmp_path / "out").iterdir())) == 3 * len(GOOD)
+    assert len(list((tmp_path / "out").iterdir())) == len(WRITTEN) * len(GOOD)
     written = [line.split()[-1] for line in done.stdout.splitlines() if line.endswith("_anomaly.nii.gz")]
     assert sorted(written) == [f"{tmp_path}/out/{s}_anomaly.nii.gz" for s in GOOD]  # none twice
     summary = done.stderr.partition("4 of 5 scans done, 1 failed:\n")[2].splitlines()
@@ -120,7 +126,9 @@ def test_the_shares_are_disjoint_and_together_everything(scans, model, tmp_path,
         state.wait_for_everyone = lambda: None
         monkeypatch.setattr(many_scans, "processes", lambda state=state: state)
         monkeypatch.setattr(
-            many_scans, "_write", lambda output, scan, out, rank=rank: healed[rank].append(scan.name[0])
+            many_scans,
+            "_write",
+            lambda _, files, *more, rank=rank: healed[rank].append(files["record"].name[0]),
         )
         main(words(scans, tmp_path / "out", model))
     assert healed == {0: ["a", "c", "e"], 1: ["d"]}
@@ -149,27 +157,28 @@ def run_killed(number: int, arguments: list[str]) -> None:
     assert p.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("number", [6, 9, 10])
+@pytest.mark.parametrize("number", [7, 8, 11, 12])
 def test_an_interrupted_run_is_resumed_and_nothing_is_done_twice(
     number, scans, model, whole, tmp_path, capsys
 ):
-    """Killed within c.nii.gz: before its first part is whole, and between the files of which each takes its
-    place.
+    """Killed within c.nii.gz: before its first file takes its place, in between, and before the last, the
+    record.
     """
     out = tmp_path / "out"
     run_killed(number, words(scans, out, model))
     before = {f: f.stat().st_mtime_ns for f in out.glob("a_*")}
-    assert len(before) == 3 and not (out / "c_anomaly.nii.gz").exists()
+    assert len(before) == len(WRITTEN) - 1 and not list(out.glob("c_anomaly.nii.gz")) or number == 12
     assert main(words(scans, out, model, "--resume")) == 1
-    assert content(out) == content(whole) and len(list(out.iterdir())) == 3 * len(GOOD)
+    assert content(out) == content(whole) and len(list(out.iterdir())) == len(WRITTEN) * len(GOOD)
     assert before == {f: f.stat().st_mtime_ns for f in out.glob("a_*")}
     assert "a.nii.gz" not in capsys.readouterr().out
 
 
-def test_what_was_being_overwritten_counts_as_unfinished(scans, model, whole, tmp_path):
+@pytest.mark.parametrize("number", [2, 6])
+def test_what_was_being_overwritten_counts_as_unfinished(number, scans, model, whole, tmp_path):
     """Else a scan could be left with an anomaly map of one run beside pictures of another."""
     out = shutil.copytree(whole, tmp_path / "out")
-    run_killed(4, words(scans / "a.nii.gz", out, model, "--force", "--seed", "1"))
+    run_killed(number, words(scans / "a.nii.gz", out, model, "--force", "--seed", "1"))
     assert main(words(scans / "a.nii.gz", out, model, "--resume")) == 0
     assert content(out) == content(whole)
 
@@ -190,10 +199,10 @@ def test_what_is_there_is_kept_unless_told_otherwise(scans, model, whole, capsys
 def test_a_full_disk_names_the_file_and_leaves_no_half_results(
     scans, model, whole, tmp_path, monkeypatch, capsys
 ):
-    def full(image, path, force=False):
+    def full(image, path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(many_scans, "save_nifti", full)
+    monkeypatch.setattr(nib, "save", full)
     assert main(words(scans / "a.nii.gz", tmp_path / "out", model)) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{tmp_path}/out/a_anomaly.nii.gz: cannot be written (No space left on device); make room" in said
@@ -215,12 +224,13 @@ def test_scans_of_a_folder(tmp_path):
         "a_report.png",
         "a_brain_mask.nii.gz",
         "b_Seg.nii",
+        "b_segmentation.nii.gz",
     )
-    for name in ("b.nii", "a.nii.gz", "sub/c.nii.gz", *others):
+    for name in ("b.nii", "a.NII.GZ", "sub/c.nii.gz", *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [str(p.relative_to(tmp_path)) for p in scans_in([tmp_path])] == [
-        "a.nii.gz",
+        "a.NII.GZ",
         "b.nii",
         "sub/c.nii.gz",
     ]
@@ -254,3 +264,173 @@ def test_whatever_is_wrong_with_a_scan_the_others_are_done(scans, model, tmp_pat
     assert (
         "3 of 5 scans done, 2 failed" in said and f"  {scans}/a.nii.gz: RuntimeError: out of memory\n" in said
     )
+
+
+def one(scans: Path, folder: Path, name: str = "a.nii.gz") -> Path:
+    """A copy of a scan, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy(scans / "a.nii.gz", folder / name))
+
+
+def record(out: Path, name: str = "a") -> dict:
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def mask_of(scan: Path, mask: Path) -> None:
+    image = nib.load(scan)
+    nib.save(nib.Nifti1Image((image.get_fdata() > 0).astype("uint8"), image.affine), mask)
+
+
+def test_one_brain_mask_is_not_for_several_scans(scans, model, tmp_path, capsys):
+    first, second = one(scans, tmp_path / "in"), one(scans, tmp_path / "in", "sub-2_T1w.nii.gz")
+    mask_of(first, tmp_path / "one.nii.gz")
+    arguments = [*words(first, tmp_path / "out", model), "--brain"]
+    arguments.insert(2, str(second))
+    assert main([*arguments, str(tmp_path / "one.nii.gz")]) == 2
+    assert "one brain mask for 2 scans; give a pattern" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    mask_of(first, tmp_path / "in" / "a_mine.nii.gz")  # beside its scan; the other one has none
+    assert main([*arguments, "{name}_mine.nii.gz"]) == 1
+    said = capsys.readouterr()
+    assert f"a.nii.gz: brain mask {tmp_path}/in/a_mine.nii.gz" in said.out
+    assert "sub-2_T1w_mine.nii.gz: no such file" in said.err and "1 of 2 scans done" in said.err
+    assert record(tmp_path / "out")["brain"]["file"] == str(tmp_path / "in" / "a_mine.nii.gz")
+    assert not (tmp_path / "out" / "sub-2_T1w.json").exists()
+
+
+def test_a_mask_beside_its_scan_is_used_and_said(scans, model, tmp_path, capsys):
+    scan = one(scans, tmp_path / "in", "sub-2_T1w.nii.gz")
+    mask_of(scan, tmp_path / "in" / "sub-2_desc-brain_mask.nii.gz")
+    assert main(words(tmp_path / "in", tmp_path / "out", model, "--keep-brain")) == 0
+    said = capsys.readouterr().out
+    assert f"sub-2_T1w.nii.gz: brain mask {tmp_path}/in/sub-2_desc-brain_mask.nii.gz" in said
+    kept = nib.load(tmp_path / "out" / "sub-2_T1w_brain_mask.nii.gz")
+    assert kept.shape == nib.load(scan).shape and kept.get_data_dtype() == "uint8"
+    assert 0 < kept.get_fdata().sum() and set(np.unique(kept.dataobj)) == {0, 1}
+
+
+def test_a_result_never_takes_the_place_of_an_input_or_of_a_file_that_is_not_ours(
+    scans, model, tmp_path, capsys
+):
+    scan, other = one(scans, tmp_path / "in"), one(scans, tmp_path / "in", "a_healed.nii.gz")
+    before = other.read_bytes()
+    arguments = words(scan, tmp_path / "in", model, "--force")
+    arguments.insert(2, str(other))
+    assert main(arguments) == 2
+    assert f"{other}: is read, and would be overwritten" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_report.png").write_text("mine")
+    for more in ("--force", "--resume"):
+        assert main(words(scan, tmp_path / "out", model, more)) == 1
+        assert "a_report.png: exists and was not written by madad detect" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_report.png"]
+    assert (tmp_path / "out" / "a_report.png").read_text() == "mine" and other.read_bytes() == before
+
+
+def test_a_resume_with_other_options_is_refused_and_empty_files_are_made_again(
+    scans, model, whole, tmp_path, capsys
+):
+    out = shutil.copytree(whole, tmp_path / "out")
+    before = content(out)
+    for more, said in ((["--seed", "1"], "seed=0, now it is 1"), (["--eta", "0"], "eta=None, now it is 0.0")):
+        assert main(words(scans / "a.nii.gz", out, model, "--resume", *more)) == 1
+        assert f"a_anomaly.nii.gz: was made with {said}; --force" in capsys.readouterr().err
+    other = shutil.copytree(model, tmp_path / "model")
+    torch.manual_seed(1)
+    Denoiser.of_size("nano").save_pretrained(other / "denoiser")
+    assert main(words(scans / "a.nii.gz", out, other, "--resume")) == 1
+    assert "was made with other weights" in capsys.readouterr().err
+    changed = one(scans, tmp_path / "in")
+    changed.write_bytes((scans / "c.nii.gz").read_bytes())
+    assert main(words(changed, out, model, "--resume")) == 1
+    assert "was made from another scan" in capsys.readouterr().err and content(out) == before
+    (out / "a_healed.nii.gz").write_bytes(b"")
+    assert main(words(scans / "a.nii.gz", out, model, "--resume")) == 0
+    assert content(out) == before
+
+
+def test_what_an_earlier_run_wrote_and_this_one_does_not_is_removed(scans, model, tmp_path):
+    out = tmp_path / "out"
+    assert main(words(scans / "a.nii.gz", out, model, "--mask")) == 0
+    assert (out / "a_mask.nii.gz").exists() and record(out)["finished"]
+    assert main(words(scans / "a.nii.gz", out, model, "--force")) == 0
+    assert (
+        {f"a{ending}" for ending in WRITTEN} == {p.name for p in out.iterdir()} == set(record(out)["files"])
+    )
+
+
+def test_names_that_cannot_be_opened_do_not_stop_the_others(scans, model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in" / "closed").mkdir(parents=True)
+    one(scans, tmp_path / "in", "a$_$b.nii.gz")
+    scandir = os.scandir
+
+    def refuse(path="."):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    arguments = words(tmp_path / "in", tmp_path / "out", model)
+    arguments.insert(2, str(tmp_path / ("x" * 300 + ".nii.gz")))
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "1 of 3 scans done, 2 failed" in said and "in/closed: a folder that cannot be read" in said
+    assert (tmp_path / "out" / "a$_$b_report.png").stat().st_size > 0
+
+
+def test_that_nobody_listens_is_no_fault_of_the_scan(scans, model, tmp_path, monkeypatch):
+    class Closed:
+        encoding = "ascii"
+
+        def __init__(self, file):
+            self.fileno = file.fileno
+
+        def write(self, text):
+            text.encode(self.encoding)
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+        def flush(self):
+            pass
+
+    with open(tmp_path / "nobody", "w") as file:
+        monkeypatch.setattr(sys, "stdout", Closed(file))
+        scan = one(scans, tmp_path / "in", "\u8111.nii.gz")
+        assert (
+            many_scans.detect([scan], tmp_path / "out", weights=model, z_range=(0, 0), register=False) == []
+        )
+
+
+def test_requests_that_make_no_sense_are_refused_before_any_work(scans, model, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    scan, out = scans / "a.nii.gz", tmp_path / "out"
+    for arguments, said in (
+        (words(scan, out, model, "--steps", "0"), "1 to 10 reverse steps are possible, not 0"),
+        (words(scan, out, model, "--steps", "50"), "1 to 10 reverse steps are possible, not 50"),
+        (words(scan, tmp_path / "file", model), f"{tmp_path}/file: is a file; --out names the folder"),
+        (["detect", "", "--out", str(out)], "an empty name where a scan or a folder is meant"),
+        (words(scan, out, model, "--mask", "--score", "latent"), "a mask needs weights with a decision"),
+    ):
+        assert main(arguments) == 2
+        said_now = capsys.readouterr().err
+        assert said in said_now and said_now.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_scan_of_another_contrast_is_refused_unless_forced(scans, model, tmp_path, capsys):
+    flair = MadAdPipeline.from_pretrained(model)
+    flair.register_to_config(contrast="flair")
+    options = dict(weights=flair, z_range=(0, 4), num_inference_steps=1, register=False, progress=False)
+    ((_, reason),) = many_scans.detect([scans / "a.nii.gz"], tmp_path / "out", **options)
+    assert "its contrast looks like T1, and the weights are for FLAIR" in reason
+    assert "--force-contrast" in reason and not list((tmp_path / "out").iterdir())
+    assert not many_scans.detect([scans / "a.nii.gz"], tmp_path / "out", force_contrast=True, **options)
+
+
+def test_auto_takes_the_shipped_weights_of_the_scans_contrast(cohort, tmp_path, capsys):
+    scan = next(cohort.glob("sub-*/anat/*_T1w.nii.gz"))
+    brief = ["--z-range", "0", "4", "--steps", "1", "--register", "no"]
+    assert main(["detect", str(scan), "--out", str(tmp_path), "--weights", "AUTO", *brief]) == 0
+    assert record(tmp_path, scan.name.removesuffix(".nii.gz"))["weights"]["name"] == "t1"
+    with pytest.raises(ScanError, match="looks like T2, and the shipped weights are for flair and t1"):
+        pipes = many_scans._pipelines("Auto")
+        many_scans._fitting(pipes, "t2", scan, force=True)

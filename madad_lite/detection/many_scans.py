@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from madad_lite.errors import ScanError
-from madad_lite.files import writing
-from madad_lite.pipeline import MadAdOutput, MadAdPipeline
-from madad_lite.scans.nifti import save_nifti
+from madad_lite.detection import record
+from madad_lite.detection.contrast import LIKE, contrast_seen
+from madad_lite.detection.finding import Finding, find_parts
+from madad_lite.errors import Refused, ScanError
+from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
+from madad_lite.pipeline import MadAdOutput, MadAdPipeline, shipped
+from madad_lite.scans.find import brain_beside, is_mask
+from madad_lite.scans.grid import PreparedScan
+from madad_lite.scans.nifti import return_to_scan
 from madad_lite.training.processes import processes
 
-ENDINGS = {"healed": "_healed.nii.gz", "report": "_report.png", "anomaly": "_anomaly.nii.gz"}
-MASKS = ("mask", "seg", "lesion", "label")  # a file of a folder whose name ends so is no scan
+ENDINGS = {
+    "record": ".json",  # what made the others; the last to be written
+    "anomaly": "_anomaly.nii.gz",
+    "lesions": "_lesions.csv",
+    "mask": "_mask.nii.gz",
+    "brain": "_brain_mask.nii.gz",
+    "healed": "_healed.nii.gz",
+    "report": "_report.png",
+}
+BRAIN_WORDS = ("auto", "template", "deepbet")  # ways to find the brain; anything else is a file
 
 
-def scan_name(path: str | Path) -> str:
-    """sub-01_T1w.nii.gz -> sub-01_T1w."""
-    name = Path(path).name
-    return name[: -len(".nii.gz")] if name.endswith(".nii.gz") else Path(name).stem
-
-
-def outputs(scan: str | Path, out: str | Path) -> dict[str, Path]:
-    """The three files that are written for a scan."""
-    return {k: Path(out) / f"{scan_name(scan)}{ending}" for k, ending in ENDINGS.items()}
+def outputs(
+    scan: str | Path, out: str | Path, kinds: Sequence[str] = ("record", "anomaly", "healed", "report")
+) -> dict[str, Path]:
+    """The files that are written for a scan."""
+    return {k: Path(out) / f"{stem(scan)}{ENDINGS[k]}" for k in ENDINGS if k in kinds}
 
 
 def scans_in(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are given; of a folder all .nii and .nii.gz in it, sorted, but for masks and what an
-    earlier run wrote.
+    """Files as they are given; of a folder all NIfTI files in it, sorted, but for masks and what an earlier
+    run wrote. A folder that cannot be read is in the list itself, for `detect` to report.
     """
-
-    def is_scan(name: str) -> bool:
-        stem = name.partition(".nii")[0]
-        left_out = (
-            name.startswith(".") or stem.lower().endswith(MASKS) or name.endswith(tuple(ENDINGS.values()))
-        )
-        return name.endswith((".nii", ".nii.gz")) and not left_out
-
+    results = (ENDINGS["anomaly"], ENDINGS["healed"])
     found: list[Path] = []
-    for path in map(Path, paths):
-        found += sorted(p for p in path.rglob("*") if is_scan(p.name)) if path.is_dir() else [path]
+    for path in paths:
+        if not str(path).strip():
+            raise Refused("an empty name where a scan or a folder is meant; the current folder is .")
+        if not os.path.isdir(path):
+            found.append(Path(path))
+            continue
+        unreadable: list[OSError] = []
+        files = nifti_files(Path(path), unreadable.append)
+        found += [f for f in files if not is_mask(f) and not f.name.endswith(results)]
+        found += [Path(error.filename) for error in unreadable]
     return found
 
 
@@ -54,86 +68,241 @@ def detect(
     out: str | Path,
     *,
     weights: str | Path | MadAdPipeline = "t1",
+    brain: str | Path | None = None,
+    channel: int | None = None,
+    register: bool | str = "auto",
+    z_range: tuple[float, float] | None = None,
+    z_spacing: float | None = None,
+    num_inference_steps: int = 10,
+    eta: float | None = None,
+    score: str = "image",
     seed: int = 0,
+    batch_size: int | None = None,
     device: str | None = None,
+    mask: bool = False,
+    keep_brain: bool = False,
+    force_contrast: bool = False,
     force: bool = False,
     resume: bool = False,
     progress: bool = True,
-    **options,  # of MadAdPipeline.__call__
 ) -> list[tuple[Path, str]]:
-    """Write `<name>_anomaly.nii.gz` (float32 in [0, 1], the scan's own grid), `<name>_healed.nii.gz`,
-    `<name>_report.png`.
+    """Write for each scan, on its own grid, `<name>_anomaly.nii.gz` (float32 in [0, 1]) and
+    `<name>_healed.nii.gz`; `<name>_report.png`; `<name>_lesions.csv`, the parts that were found (see
+    finding.py), if the weights have a decision threshold; `<name>.json`, what made them. With `mask` also
+    `<name>_mask.nii.gz`, 1 in the parts; with `keep_brain` `<name>_brain_mask.nii.gz`.
+
+    weights: a shipped name, a folder, a hub id, a pipeline, or "auto": the shipped ones of each scan's
+        contrast.
+    brain: None or "auto": a mask that lies beside the scan (see scans.find.brain_beside), else as
+        prepare_volume finds it; a mask file; for several scans a pattern with {name}, beside each scan or from
+        here: "{name}_mask.nii.gz".
+    channel, register, z_range, z_spacing: as of MadAdPipeline.prepare; the next five as of its __call__.
+    force_contrast: also scans that do not look like the weights' contrast.
 
     One bad scan does not stop the others. Returns the scans that failed, each with its reason. Where results
     exist already, `resume` leaves out what is finished, `force` overwrites it, and without either the scan
-    fails. Several processes share the scans. Every scan starts from the same seed, so that its map does not
-    depend on the others.
+    fails; what came from other weights or options, `resume` refuses. Several processes share the scans. Every
+    scan starts from the same seed, so that its map does not depend on the others. Refused when the request
+    makes no sense as a whole; then nothing is done.
     """
-    state, scans = processes(), list(dict.fromkeys(map(Path, scans)))
+    state, scans, out = processes(), list(dict.fromkeys(map(Path, scans))), Path(out)
     shown = progress and state.is_main_process
-    pipe = weights if isinstance(weights, MadAdPipeline) else MadAdPipeline.from_pretrained(weights)
-    pipe.to(device or (state.device if state.device.type == "cuda" else "cpu"))
-    with writing(Path(out)):
-        Path(out).mkdir(parents=True, exist_ok=True)
-    named = {scan_name(scan): scan for scan in reversed(scans)}  # the first of a name has it
-    failed = [
-        (scan, f"{scan}: has the same name as {named[scan_name(scan)]}; give it another --out folder")
-        for scan in scans
-        if named[scan_name(scan)] != scan
-    ]
-    left = [
-        scan for scan in scans if named[scan_name(scan)] == scan and not (resume and _finished(scan, out))
-    ]
-    state.wait_for_everyone()  # all have seen what is finished before one goes on
-    failed, left = (
-        failed[state.process_index :: state.num_processes],
-        left[state.process_index :: state.num_processes],
-    )
-    for scan in tqdm(left, desc="scans", disable=not shown or len(scans) == 1):
+    if len(scans) > 1 and brain is not None and str(brain) not in BRAIN_WORDS and "{name}" not in str(brain):
+        raise Refused(
+            f"{brain}: one brain mask for {len(scans)} scans; give a pattern, such as "
+            "--brain '{name}_brain_mask.nii.gz', or one scan"
+        )
+    pipes = _pipelines(weights)
+    for pipe in pipes:
+        pipe.to(device or (state.device if state.device.type == "cuda" else "cpu"))
+        if not 1 <= num_inference_steps <= (most := pipe.scheduler.config.num_train_timesteps):
+            raise Refused(f"steps: 1 to {most} reverse steps are possible, not {num_inference_steps}")
+    decides = score == "image" and all(pipe.config.decision_threshold is not None for pipe in pipes)
+    if mask and not decides:
+        raise Refused("a mask needs weights with a decision threshold, and the score 'image'")
+    extra = {"lesions": decides, "mask": mask, "brain": keep_brain}
+    kinds = ["record", "anomaly", "healed", "report", *(k for k, wanted in extra.items() if wanted)]
+    masks = {scan: _brain_of(scan, brain) for scan in scans}
+    _check_outputs(scans, masks, out, kinds)
+    with writing(out):
+        if out.exists() and not out.is_dir():
+            raise Refused(f"{out}: is a file; --out names the folder for the results")
+        out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
+    options = {
+        "seed": seed,
+        "num_inference_steps": num_inference_steps,
+        "eta": eta,
+        "score": score,
+        "channel": channel,
+        "register": register,
+        "z_range": None if z_range is None else list(z_range),
+        "z_spacing": z_spacing,
+    }
+    hashes = [record.hash_of_weights(pipe) for pipe in pipes]
+    preparing = {"channel": channel, "register": register, "z_range": z_range, "z_spacing": z_spacing}
+    named = {stem(scan): scan for scan in reversed(scans)}  # the first of a name has it
+
+    def one(scan: Path) -> None:
+        if named[stem(scan)] != scan:
+            raise ScanError(f"{scan}: has the same name as {named[stem(scan)]}; give it another --out folder")
+        if os.path.isdir(scan):
+            raise ScanError(f"{scan}: a folder that cannot be read; change its permissions or leave it out")
+        files, own = outputs(scan, out, kinds), masks[scan]
+        now = record.made_of(scan, own, options)
+        old = record.of_earlier_run(files, force=force, resume=resume)
+        if resume and record.is_finished(old, now, hashes, files):
+            return
+        if isinstance(own, Path):
+            if not own.exists():
+                raise ScanError(f"{own}: no such file, where the brain mask of {scan.name} is meant")
+            _say(f"{scan.name}: brain mask {own}")
+        given = preparing if own is None else preparing | {"brain": str(own)}
+        prepared = pipes[0].prepare(str(scan), **given)
+        seen = contrast_seen(prepared)
+        pipe = _fitting(pipes, seen, scan, force_contrast)
+        if pipe.config.grid != pipes[0].config.grid:
+            prepared = pipe.prepare(str(scan), **given)
+        output = pipe(
+            prepared,
+            num_inference_steps=num_inference_steps,
+            eta=eta,
+            score=score,
+            generator=torch.Generator().manual_seed(seed),
+            batch_size=batch_size,
+            progress=shown,
+        )
+        found = None
+        if decides:
+            threshold = pipe.config.decision_threshold
+            found = find_parts(output.to_nifti("anomaly_map"), prepared.geometry.to_mni, threshold)
+        name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
+        if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
+            name = str(weights)
+        now |= {
+            "weights": {"name": name, "contrast": pipe.config.contrast, "sha256": hashes[pipes.index(pipe)]},
+            "contrast_seen": seen,
+            "found": None if found is None else found.to_dict(),
+        }
+        usual = score == "image" and num_inference_steps == 10 and eta is None
+        _write(output, files, now, old, found, record.healthy_range(pipe) if usual else None)
+        _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
+
+    failed: list[tuple[Path, str]] = []
+    share = scans[state.process_index :: state.num_processes]
+    for scan in tqdm(share, desc="scans", disable=not shown or len(scans) == 1):
         try:
-            if not (force or resume) and (there := [f for f in outputs(scan, out).values() if f.exists()]):
-                raise ScanError(
-                    f"{there[0]}: exists already; --resume leaves out what is finished, --force overwrites it"
-                )
-            output = pipe(str(scan), generator=torch.Generator().manual_seed(seed), progress=shown, **options)
-            _write(output, scan, out)
-            tqdm.write(f"{scan.name}: {outputs(scan, out)['anomaly']}")
+            one(scan)
         except Exception as error:  # whatever is wrong with one scan, the others are still done
             kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
             reason = " ".join(f"{kind}{error}".split())
             failed.append((scan, reason if scan.name in reason else f"{scan}: {reason}"))
-            tqdm.write(failed[-1][1], file=sys.stderr)
+            _say(failed[-1][1], sys.stderr)
     failed = sorted(gather_object(failed))
     if failed and len(scans) > 1 and state.is_main_process:
-        print(
-            f"{len(scans) - len(failed)} of {len(scans)} scans done, {len(failed)} failed:", file=sys.stderr
-        )
-        for _, reason in failed:
-            print(f"  {reason}", file=sys.stderr)
+        lines = [f"{len(scans) - len(failed)} of {len(scans)} scans done, {len(failed)} failed:"]
+        _say("\n".join(lines + [f"  {reason}" for _, reason in failed]), sys.stderr)
     state.wait_for_everyone()  # a launcher ends all processes when the first of them reports a failure
     return failed
 
 
-def _finished(scan: Path, out: str | Path) -> bool:
-    return all(f.exists() for f in outputs(scan, out).values())
+def _pipelines(weights: str | Path | MadAdPipeline) -> list[MadAdPipeline]:
+    """The one that is meant, or with "auto" all shipped ones."""
+    if isinstance(weights, MadAdPipeline):
+        return [weights]
+    name = str(weights)
+    if not os.path.exists(name):  # names of shipped weights in any case
+        name = name.lower() if name.lower() in (*shipped(), "auto") else name
+    return [MadAdPipeline.from_pretrained(n) for n in (shipped() if name == "auto" else [name])]
 
 
-def _write(output: MadAdOutput, scan: Path, out: str | Path) -> None:
-    """All three are there before one takes the place of an earlier run's; where an anomaly map is, they are
-    of the same run.
+def _fitting(pipes: list[MadAdPipeline], seen: str | None, scan: Path, force: bool) -> MadAdPipeline:
+    """The pipeline for a scan of this contrast. ScanError when there is none."""
+    looks = f"{scan}: its contrast " + (f"looks like {seen.upper()}" if seen else "is not clear")
+    if len(pipes) > 1:
+        if fitting := [p for p in pipes if LIKE.get(p.config.contrast) == seen]:
+            return fitting[0]
+        known = " and ".join(sorted(p.config.contrast for p in pipes))
+        raise ScanError(f"{looks}, and the shipped weights are for {known}; choose weights with --weights")
+    contrast = pipes[0].config.contrast
+    if force or None in (seen, LIKE.get(contrast)) or LIKE[contrast] == seen:
+        return pipes[0]
+    raise ScanError(
+        f"{looks}, and the weights are for {contrast.upper()}; choose others (--weights auto), or use these "
+        "all the same with --force-contrast"
+    )
+
+
+def _brain_of(scan: Path, brain: str | Path | None) -> Path | str | None:
+    """The scan's brain mask, or the word for a way to find the brain; None: the usual way."""
+    if brain is None or str(brain) == "auto":
+        return brain_beside(scan)
+    if str(brain) in BRAIN_WORDS:
+        return str(brain)
+    path = Path(str(brain).replace("{name}", stem(scan)))
+    beside = scan.with_name(path.name) if path.name == str(path) else scan.parent / path
+    return beside if "{name}" in str(brain) and os.path.exists(beside) else path
+
+
+def _check_outputs(scans: list[Path], masks: dict, out: Path, kinds: list[str]) -> None:
+    """Refused when a result would take the place of anything that is read."""
+    inputs = [*scans, *(m for m in masks.values() if isinstance(m, Path))]
+    known = {os.path.realpath(path) for path in inputs}
+    for scan in scans:
+        for file in outputs(scan, out, kinds).values():
+            if os.path.realpath(file) in known:
+                raise Refused(f"{file}: is read, and would be overwritten; choose another --out folder")
+
+
+def _say(text: str, to=None) -> None:
+    """A line for the user. That nobody listens (`| head`), or in another alphabet, is no fault of the scan."""
+    to = to or sys.stdout
+    try:
+        encoding = getattr(to, "encoding", None) or "utf-8"
+        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=to)
+        to.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())  # else Python complains once more at its end
+
+
+def _brain_image(prepared: PreparedScan):
+    image = return_to_scan(prepared.brain, prepared.geometry, order=0)
+    return nib.Nifti1Image(np.asarray(image.dataobj).astype(np.uint8), image.affine)
+
+
+def _write(
+    output: MadAdOutput, files: dict[str, Path], now: dict, old: dict | None, found: Finding | None, healthy
+) -> None:
+    """All are there before one takes the place of an earlier run's. Until the record says "finished" they may
+    be of two runs.
     """
     from madad_lite.plotting import scan_report
 
-    files = outputs(scan, out)
-    parts = {k: f.with_name(f".part-{f.name}") for k, f in files.items()}
-    with writing(files["anomaly"]):
-        try:
-            save_nifti(output.to_nifti("healed"), parts["healed"], force=True)
-            scan_report(output, scan_name(scan)).savefig(parts["report"], format="png")
-            save_nifti(output.to_nifti("anomaly_map"), parts["anomaly"], force=True)
-            files["anomaly"].unlink(missing_ok=True)
-            for k, part in parts.items():
-                part.replace(files[k])
-        finally:
-            for part in parts.values():
-                part.unlink(missing_ok=True)
+    about = f"Weights: {now['weights']['name']}, for {now['weights']['contrast'].upper()} contrast"
+    about += f"; the scan looks like {now['contrast_seen'].upper()}" if now["contrast_seen"] else ""
+    name = stem(now["scan"]["file"])
+    earlier = set(old["files"] if old else ())
+    now["files"] = sorted(f.name for f in files.values())
+
+    def report(part: Path) -> None:
+        figure = scan_report(output, name, found=found, healthy=healthy, about=about + ".")
+        figure.savefig(part, format="png")
+
+    writers: dict[str, Callable[[Path], None]] = {
+        "record": lambda part: part.write_text(record.text(now)),
+        "anomaly": lambda part: nib.save(output.to_nifti("anomaly_map"), part),
+        "lesions": lambda part: found.write_csv(part),
+        "mask": lambda part: nib.save(found.mask, part),
+        "brain": lambda part: nib.save(_brain_image(output.prepared), part),
+        "healed": lambda part: nib.save(output.to_nifti("healed"), part),
+        "report": report,
+    }
+    with ExitStack() as stack:
+        # on leaving, the last one takes its place first: the record comes last
+        for k, file in files.items():
+            part = stack.enter_context(new_file(file))
+            with writing(file):
+                writers[k](part)
+        write_json(files["record"], now | {"finished": False, "files": sorted(earlier.union(now["files"]))})
+        for old_name in {files["anomaly"].name} | earlier.difference(now["files"]):
+            files["record"].with_name(old_name).unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from madad_lite.errors import ScanError
+from madad_lite.files import replace_file, write_json
 from madad_lite.scans.registration import template
 from madad_lite.simulation import lesions
 
@@ -305,14 +305,13 @@ def _white_matter(data: np.ndarray, inside: np.ndarray, spacing: float) -> tuple
 
 def _write(image: nib.Nifti1Image, path: Path) -> None:
     """The same image always gives the same bytes: no time stamp and no file name in the gzip header."""
+
+    def packed(raw) -> None:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=4) as f:
+            f.write(image.to_bytes())
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with (
-        open(part, "wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=4) as packed,
-    ):
-        packed.write(image.to_bytes())
-    os.replace(part, path)
+    replace_file(path, packed)
 
 
 def _make_room(folder: Path, force: bool) -> None:
@@ -330,8 +329,7 @@ def _make_room(folder: Path, force: bool) -> None:
         for old in folder.iterdir():
             if re.fullmatch(r"sub-\d{4,}", old.name) and old.is_dir() and not old.is_symlink():
                 shutil.rmtree(old)
-        for name in ("participants.tsv", "participants.tsv.part"):
-            (folder / name).unlink(missing_ok=True)
+        (folder / "participants.tsv").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -368,7 +366,7 @@ def write_cohort(
             }
         ],
     }
-    (folder / "dataset_description.json").write_text(json.dumps(description, indent=1) + "\n")
+    write_json(folder / "dataset_description.json", description)
     rows = ["participant_id\tgroup\tlesion\tvolume_ml\tseed\tspacing"]
     for i in tqdm(range(normal + patients), desc="simulating", unit="subject", disable=not progress):
         name, kind = (
@@ -386,7 +384,5 @@ def write_cohort(
         rows.append(
             f"{name}\t{group}\t{kind or 'n/a'}\t{subject.info['volume_ml']}\t{subject.info['seed']}\t{spacing}"
         )
-    part = folder / "participants.tsv.part"
-    part.write_text("\n".join(rows) + "\n")
-    os.replace(part, folder / "participants.tsv")
+    replace_file(folder / "participants.tsv", "\n".join(rows) + "\n")
     return folder
