@@ -279,7 +279,9 @@ def _write(
     from madad_lite.plotting import scan_report
 
     about = f"Weights: {now['weights']['name']}, for {now['weights']['contrast'].upper()} contrast"
-    about += f"; the scan looks like {now['contrast_seen'].upper()}" if now["contrast_seen"] else ""
+    if seen := now["contrast_seen"]:
+        fits = LIKE.get(now["weights"]["contrast"], seen) == seen
+        about += f"{'; the scan looks' if fits else ', but the scan looks'} like {seen.upper()}"
     name = stem(now["scan"]["file"])
     earlier = set(old["files"] if old else ())
     now["files"] = sorted(f.name for f in files.values())
