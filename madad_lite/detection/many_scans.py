@@ -115,7 +115,8 @@ def detect(
     pipes = _pipelines(weights)
     for pipe in pipes:
         pipe.to(device or (state.device if state.device.type == "cuda" else "cpu"))
-        if not 1 <= num_inference_steps <= (most := pipe.scheduler.config.num_train_timesteps):
+        most = pipe.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= most:
             raise Refused(f"steps: 1 to {most} reverse steps are possible, not {num_inference_steps}")
     decides = score == "image" and all(pipe.config.decision_threshold is not None for pipe in pipes)
     if mask and not decides:
