@@ -26,7 +26,8 @@ from madad_lite.scans.find import find_scans
 from madad_lite.scans.nifti import load_volume, save_nifti
 from madad_lite.simulation.cohort import implant_lesion, write_cohort
 from madad_lite.simulation.recolour import to_flair
-from madad_lite.slices.folder import Manifest, prepare_folder
+from madad_lite.slices.folder import prepare_folder
+from madad_lite.slices.manifest import Manifest, write_arrays
 
 SPLITS = json.loads((Path(__file__).parent / "splits.json").read_text())
 COHORT = dict(normal=8, patients=30, seed=1001)
@@ -110,6 +111,7 @@ def implanted(name: str, root: Path) -> tuple[Path, dict[str, list[str]]]:
 def paint_flair(folder: Path) -> None:
     """Turn prepared T1 slices into FLAIR contrast, in place, with bright lesions where the masks are."""
     manifest = Manifest.load(folder)
+    content = manifest.to_dict() | {"contrast": "flair"}
     for number, scan in enumerate(manifest.scans()):
         rng = np.random.default_rng([77, number])
         image, brain = (np.asarray(manifest.array(scan, k)) for k in ("image", "brain"))
@@ -122,8 +124,6 @@ def paint_flair(folder: Path) -> None:
                 + 0.08 * ndimage.gaussian_filter(rng.standard_normal(mask.shape), 1.5) * 6
             )
             new = np.where(brain, np.clip(new * (1 - soft) + soft * level, -1, 1), -1)
-        np.save(folder / "scans" / scan["scan_id"] / "image.npy", new.astype(np.float16))
-    content = manifest.to_dict()
-    content["contrast"] = "flair"
-    content["scans"] = [s | {"contrast": "flair"} for s in content["scans"]]
+        written = write_arrays(manifest.scan_folder(scan), {"image": new.astype(np.float16)})
+        scan |= {"contrast": "flair", "crc32": scan.get("crc32", {}) | written}
     Manifest(folder, content).save()

@@ -21,6 +21,7 @@ from madad_lite.autoencoder import downsampling, make_autoencoder
 from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import denoising_losses, make_scheduler, masked_forward
 from madad_lite.masking import random_patch_mask
+from madad_lite.training.denoiser import masked_draw
 
 MASK_WEIGHT = 0.1
 
@@ -46,21 +47,16 @@ class FastTraining:
         self.ema = EMAModel(self.parameters, decay=0.999, use_ema_warmup=True, power=0.75)
         self.ema.to(device)
 
-    def loss(self, z0, noise, mask, t) -> torch.Tensor:
-        z_t = masked_forward(z0, noise, mask, t, self.scheduler).contiguous(memory_format=self.layout)
+    def loss(self, z0, M, t, z_t) -> torch.Tensor:
         with torch.autocast(self.device.type, half(), enabled=self.device.type == "cuda"):
-            prediction, logits = self.model(z_t, t)
-        return denoising_losses(prediction.float(), logits.float(), z0, mask, mask_weight=MASK_WEIGHT)[
-            2
-        ].mean()
+            z0_hat, logits = self.model(z_t.contiguous(memory_format=self.layout), t)
+        return denoising_losses(z0_hat.float(), logits.float(), z0, M, mask_weight=MASK_WEIGHT)[2].mean()
 
     def step(self, mean: torch.Tensor, std: torch.Tensor, brain: torch.Tensor) -> None:
         """From the cache, on the CPU: mean, std (N, C, h, w), brain (N, 1, h, w)."""
-        z0 = mean + std * torch.randn(mean.shape)
-        mask = random_patch_mask(len(mean), tuple(mean.shape[-2:]), brain=brain)
-        t = torch.randint(self.scheduler.config.num_train_timesteps, (len(mean),))
-        drawn = (x.to(self.device, non_blocking=True) for x in (z0, torch.randn(mean.shape), mask, t))
-        self.loss(*drawn).backward()
+        drawn = masked_draw({"mean": mean, "std": std, "brain": brain}, self.scheduler)
+        z0, M, t, z_t = (drawn[k].to(self.device, non_blocking=True) for k in ("z0", "M", "t", "z_t"))
+        self.loss(z0, M, t, z_t).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -104,8 +100,11 @@ class Case:
         """Relative differences of the two losses and of their gradients, same weights, same inputs; ask
         before a step is done.
         """
-        fast, inputs = self.fast(), self.fixed_inputs()
-        losses = [plain_loss(self.plain.model, *inputs, self.scheduler, MASK_WEIGHT)[0], fast.loss(*inputs)]
+        fast, (z0, noise, M, t) = self.fast(), self.fixed_inputs()
+        losses = [
+            plain_loss(self.plain.model, z0, noise, M, t, self.scheduler, MASK_WEIGHT)[0],
+            fast.loss(z0, M, t, masked_forward(z0, noise, M, t, self.scheduler)),
+        ]
         gradients = []
         for loss, model in zip(losses, (self.plain.model, fast.model)):
             loss.backward()

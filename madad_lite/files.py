@@ -5,9 +5,11 @@ all.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -15,13 +17,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import psutil
 from safetensors import SafetensorError
 
-from madad_lite.errors import Refused, RunError
+from madad_lite.errors import Refused, RunError, ScanError
 
 HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
 _number = itertools.count()
@@ -188,3 +191,118 @@ def save_model(model, folder: Path) -> None:
     """save_pretrained into the folder; a model that is there already is replaced as a whole."""
     with new_folder(folder, replace=True) as part:
         model.save_pretrained(part)
+
+
+def safe_name(text: str) -> str:
+    """`text` as the name of one file or folder: itself where it is one, else cleaned, with eight digits of its
+    hash behind, so that different texts have different names. `safe_name(text) == text` says that it is one.
+
+    That is 1 to 200 characters of A-Z a-z 0-9 . _ -, a letter or digit among them, and no dot in front, by which
+    half-written files are known.
+    """
+    if re.fullmatch(r"(?!\.)(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,200}", text):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:180].strip("-.")
+    return f"{plain}-{digest}".lstrip("-")
+
+
+# ------------------------------------------------------------------------------------------------ reading JSON
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Part of a schema: a test, and what it wants in words."""
+
+    test: Callable[[Any], bool]
+    wanted: str
+
+
+def number(low: float = -math.inf, high: float = math.inf, *, whole: bool = False) -> Rule:
+    """A finite number, `whole` or not, from `low` to `high`."""
+
+    def test(value) -> bool:
+        kind = int if whole else (int, float)
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        return is_number and abs(value) <= sys.float_info.max and low <= value <= high
+
+    wanted = "a whole number" if whole else "a number"
+    if math.isfinite(low):
+        wanted += f" from {low}" + (f" to {high}" if math.isfinite(high) else "")
+    return Rule(test, wanted)
+
+
+def _leaf(value: Any, schema: Any) -> tuple[bool, str]:
+    """(does the value fit, what is wanted in words) for a schema without parts, or a value of another kind."""
+    if isinstance(schema, Rule):
+        return schema.test(value), schema.wanted
+    if isinstance(schema, set):
+        fits = any(type(value) is type(s) and value == s for s in schema)
+        return fits, f"one of {', '.join(sorted(map(str, schema)))}"
+    if isinstance(schema, list):
+        return False, "a list" + (f" of {len(schema)}" if len(schema) > 1 else "")
+    if isinstance(schema, dict):
+        return False, "an object"
+    if schema in (int, float):
+        rule = number(whole=schema is int)
+        return rule.test(value), rule.wanted
+    return schema is None or type(value) is schema, {str: "text", bool: "true or false"}.get(schema, "")
+
+
+def misfit(value: Any, schema: Any, at: str = "") -> str | None:
+    """In words, where a JSON value does not fit a schema; None when it fits.
+
+    schema: None, anything; str, bool, int or float (finite), that type; a Rule; a set, one of its values; a
+    tuple, any of its schemas; [s], a list of s; [s, t, ..], a list of just these; {"a": s, "b?": t}, an object
+    with at least "a", and of kind t where "b" is there; {str: s}, an object of any names.
+    """
+    if isinstance(schema, tuple):
+        tried = [misfit(value, s, at) for s in schema]
+        return None if None in tried else tried[-1]
+    parts: list[tuple[Any, Any, str]] = []
+    if isinstance(schema, dict) and isinstance(value, dict):
+        wanted = {k: schema[str] for k in value} if str in schema else schema
+        for key, part in wanted.items():
+            name = key if str in schema else key.removesuffix("?")
+            place = f"{at}.{name if safe_name(name) == name else json.dumps(name)[:60]}".lstrip(".")
+            if name in value:
+                parts.append((value[name], part, place))
+            elif name == key:
+                return f"{place} is missing"
+    elif isinstance(schema, list) and isinstance(value, list) and len(schema) in (1, len(value)):
+        kinds = schema if len(schema) > 1 else schema * len(value)
+        parts = [(v, s, f"{at}[{i}]") for i, (v, s) in enumerate(zip(value, kinds))]
+    else:
+        fits, what = _leaf(value, schema)
+        if fits:
+            return None
+        shown = "an object" if isinstance(value, dict) else json.dumps(value)[:60]
+        shown = f"a list of {len(value)}" if isinstance(value, list) else shown
+        return f"{at or 'the content'} is {shown}, not {what}"
+    return next((m for v, s, place in parts if (m := misfit(v, s, place))), None)
+
+
+def read_json(
+    path: str | Path, schema: Any = None, *, error: type[Exception] = ScanError, hint: str = "make it again"
+) -> Any:
+    """The content of a JSON file, checked against a schema (see `misfit`).
+
+    Whatever is wrong becomes one `error` that names the file, the place in it, and the `hint` what to do.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():  # a pipe or device would be read without end
+            reason = "it is not a file" if path.exists() else "no such file"
+            raise error(f"{path}: cannot be read ({reason}); {hint}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise error(f"{path}: cannot be read ({cause.strerror or cause}); {hint}") from None
+    except RecursionError:
+        raise error(f"{path}: damaged (lists within lists without end); {hint}") from None
+    except ValueError as cause:  # no JSON, no UTF-8, a number of 5,000 digits
+        if isinstance(cause, error):
+            raise
+        raise error(f"{path}: damaged ({cause}); {hint}") from None
+    if wrong := misfit(content, schema):
+        raise error(f"{path}: damaged ({wrong}); {hint}")
+    return content

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from madad_lite.autoencoder import make_autoencoder
-from madad_lite.extensions.lesion_like import corrupt, random_region
+from madad_lite.diffusion import make_scheduler
+from madad_lite.extensions.lesion_like import corrupt, random_region, with_regions
 from madad_lite.slices.dataset import SliceDataset
-from madad_lite.training.denoiser import train_denoiser
+from madad_lite.training.denoiser import masked_draw, train_denoiser
 from madad_lite.training.latent_cache import CHANGED, LatentDataset, encode_latents
 from madad_lite.training.settings import DenoiserConfig, configured
 
@@ -89,3 +90,28 @@ def test_denoiser_trains_with_corruption(prepared_cohort, tmp_path):
     run = train_denoiser(prepared_cohort, make_autoencoder(), tmp_path / "run", CONFIG, progress=False)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 4 and np.isfinite(log[-1]["val_loss"]) and (run / "best").exists()
+
+
+def test_regions_arrive_clean_or_noised_and_count_as_noised():
+    n, scheduler = 400, make_scheduler()
+    latents = {"mean": torch.zeros(n, 4, 8, 8), "std": torch.zeros(n, 4, 8, 8)}
+    latents |= {"brain": torch.ones(n, 1, 8, 8, dtype=torch.bool), "corrupted": torch.zeros(n, 4, 8, 8)}
+    latents["changed"] = torch.zeros(n, 1, 8, 8, dtype=torch.bool)
+    latents["changed"][:, :, :3, :3] = True
+    latents["corrupted"][:, :, :3, :3] = 2.0
+    plain = masked_draw(latents, scheduler, seeded(0))
+    none = with_regions(plain, latents, 0.0, scheduler, seeded(1))
+    assert all(torch.equal(none[k], plain[k]) for k in plain)
+    drawn = with_regions(plain, latents, 1.0, scheduler, seeded(1))
+    region = drawn["z_t"][:, :, :3, :3]
+    assert (drawn["M"][:, :, :3, :3] == 1).all() and not drawn["z_t"][
+        (drawn["M"] == 0).expand(-1, 4, -1, -1)
+    ].any()
+    clean = (region == 2).flatten(1).all(1)
+    assert 0.1 < clean.float().mean() < 0.5  # 1 of t + 2 chances
+    patches = (drawn["M"][:, :, 3:] == 1).flatten(1).any(1) & (plain["M"][:, :, 3:] == 1).flatten(1).any(1)
+    kept = patches.sum() / (plain["M"][:, :, 3:] == 1).flatten(1).any(1).sum()
+    assert 0.4 < kept < 0.6  # beside half of the regions
+    assert all(torch.equal(drawn[k], plain[k]) for k in ("z0", "t", "eps"))
+    share = with_regions(plain, latents, 0.3, scheduler, seeded(2))
+    assert 0.2 < (share["M"][:, :, :3, :3] == 1).flatten(1).all(1).float().mean() < 0.5

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,10 @@ from PIL import Image
 
 from madad_lite.authors.png_export import export_png
 from madad_lite.errors import ScanError
+from madad_lite.files import safe_name
+from madad_lite.scans.find import find_scans
 from madad_lite.scans.grid import Geometry, Grid
+from madad_lite.simulation.recolour import recolour_folder
 from madad_lite.slices import folder
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.folder import Manifest, prepare_folder
@@ -350,6 +354,179 @@ def test_manifest_knows_its_splits(prepared):
         prepared.scans("testing")
 
 
+# ------------------------------------------------------------------------------------------- names that stay
+
+
+def touched(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_every_scan_has_an_id_of_its_own(tmp_path):
+    names = ["一", "二", "a b", "a-b", "a+b", "A-B", "a.b", "x/a b", "x/a-b", "x-a b", "-", "x" * 240]
+    found = find_scans(touched(tmp_path, *(f"{n}.nii.gz" for n in names)))
+    ids = [s.scan_id.lower() for s in found]  # as where capitals do not count
+    assert len(set(ids)) == len(names) and all(safe_name(i) == i for i in ids)
+    assert next(s.scan_id for s in found if s.image.name == "a.b.nii.gz") == "a.b"  # plain names stay
+    assert {s.image: s.scan_id for s in found} == {s.image: s.scan_id for s in find_scans(tmp_path)}
+    (tmp_path / "三.nii.gz").touch()  # ids that came from cleaning do not depend on the others
+    again = {s.image: s.scan_id for s in find_scans(tmp_path)}
+    assert all(again[s.image] == s.scan_id for s in found)
+
+
+def test_two_contrasts_alike_of_one_file_are_two_scans(tmp_path):
+    touched(tmp_path, "imagesTr/B1.nii.gz", "labelsTr/B1.nii.gz")
+    pair = {"image": "imagesTr/B1.nii.gz", "label": "labelsTr/B1.nii.gz"}
+    described = {"modality": {"0": "T1", "1": "T1w"}, "training": [pair]}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    assert len({s.scan_id for s in find_scans(tmp_path)}) == 2
+
+
+def test_a_scan_keeps_its_id_when_another_of_its_name_comes(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write(source / "site1/x.nii.gz", brain_volume(1)[0])
+    assert [s["scan_id"] for s in prepare(source, out).scans()] == ["x"]
+    before = times(out / "scans/x")
+    write(source / "site2/x.nii.gz", brain_volume(2)[0])
+    both = prepare(source, out)
+    assert len({s["scan_id"] for s in both.scans()}) == 2 and times(out / "scans/x") == before
+    values = {s["source"]: np.asarray(both.array(s, "image")) for s in both.scans()}
+    fresh = prepare(source, tmp_path / "fresh")
+    assert all(np.array_equal(fresh.array(s, "image"), values[s["source"]]) for s in fresh.scans())
+
+
+def test_a_subject_keeps_its_split_also_while_its_scan_cannot_be_used(tmp_path):
+    source, out = ixi_folder(tmp_path / "in", 3), tmp_path / "out"
+    splits = where(prepare(source, out))
+    victim = next(s for s, split in splits.items() if split == "test")
+    (file,) = source.glob(f"{victim}*")
+    whole = file.read_bytes()
+    file.write_bytes(b"broken")
+    for n in range(3):  # who comes now would have taken its place
+        write(source / f"IXI{100 + n}-HH-1-T1.nii.gz", brain_volume(7)[0])
+    broken = prepare(source, out)
+    assert victim not in where(broken) and broken.subjects[victim] == "test"
+    file.unlink()
+    prepare(source, out)
+    file.write_bytes(whole)
+    last = where(prepare(source, out))
+    assert splits.items() <= last.items() and where(broken).items() <= last.items()
+
+
+def test_subjects_of_an_earlier_version_keep_their_splits(prepared, cohort, tmp_path):
+    out = Path(shutil.copytree(prepared.folder, tmp_path / "old"))
+    content = prepared.to_dict()
+    del content["subjects"]
+    content["scans"] = [{k: v for k, v in s.items() if k != "crc32"} for s in content["scans"]]
+    (out / "manifest.json").write_text(json.dumps(content))
+    for file in out.glob("scans/*/scan.json"):
+        stored = json.loads(file.read_text())
+        del stored["entry"]["crc32"]
+        file.write_text(json.dumps(stored))
+    assert Manifest.load(out).subjects == where(prepared)
+    Manifest.load(out).verify()
+    before = times(out / "scans")
+    assert where(prepare(cohort, out)) == where(prepared) and times(out / "scans") == before
+
+
+# ------------------------------------------------------------------------------------------- damage is mended
+
+
+def float32(file):
+    np.save(file, np.load(file).astype(np.float32))
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("image.npy", lambda f: f.write_bytes(f.read_bytes()[:-64])),
+        ("image.npy", float32),
+        ("image.npy", lambda f: f.write_text("not an array")),
+        ("image.npy", flip_a_bit),
+        ("brain.npy", Path.unlink),
+        ("scan.json", lambda f: f.write_text("{")),
+        ("scan.json", lambda f: f.write_text('{"entry": null, "state": []}')),
+    ],
+    ids=["cut", "float32", "text", "a bit", "missing", "cut json", "null"],
+)
+def test_damage_is_mended_by_preparing_again(tmp_path, name, damage):
+    source, out = ixi_folder(tmp_path / "in", 1), tmp_path / "out"
+    (scan,) = prepare(source, out).scans()
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    damage(out / "scans" / scan["scan_id"] / name)
+    prepare(source, out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path):
+    manifest = prepare(ixi_folder(tmp_path / "in", 1), tmp_path / "out")
+    dataset = SliceDataset(manifest, "train")
+    file = manifest.scan_folder(manifest.scans()[0]) / "image.npy"
+    file.write_bytes(file.read_bytes()[:-64])
+    with pytest.raises(ScanError, match=r"image.npy: has become shorter"):
+        dataset[len(dataset) - 1]
+
+
+def test_a_recoloured_folder_is_not_prepared_into(prepared, cohort, tmp_path):
+    out = tmp_path / "flair"
+    recoloured = recolour_folder(prepared.folder, out, progress=False)
+    recoloured.verify()
+    before = times(out)
+    for contrast in ("t1", "flair"):
+        if contrast == "flair":  # so that there is one to prepare
+            cohort = Path(shutil.copytree(cohort, tmp_path / "cohort"))
+            shutil.copy(*(cohort / f"sub-0000/anat/sub-0000_{e}.nii.gz" for e in ("T1w", "FLAIR")))
+        with pytest.raises(ScanError, match="flair: holds slices that were recoloured from"):
+            prepare(cohort, out, contrast=contrast)
+    assert times(out) == before
+
+
+# ------------------------------------------------------------------------------- one bad file stops no other
+
+
+def test_names_that_no_file_can_have_are_skipped(tmp_path):
+    """Not UTF-8, longer than 255 bytes, with a zero: the others are done, and the manifest is written and read."""
+    values, lesion = brain_volume()
+    names = [
+        "imagesTr/good.nii.gz",
+        "imagesTr/\udcff.nii.gz",
+        f"imagesTr/{'x' * 300}.nii.gz",
+        "imagesTr/a\0.nii.gz",
+    ]
+    write(tmp_path / "in" / names[0], np.stack([values] * 4, axis=3))
+    write(tmp_path / "in/labelsTr/good.nii.gz", lesion.astype(np.uint8))
+    pairs = [{"image": n, "label": n.replace("imagesTr", "labelsTr")} for n in names]
+    (tmp_path / "in/dataset.json").write_text(json.dumps({"training": pairs}))
+    manifest = prepare(tmp_path / "in", tmp_path / "out")
+    assert [s["subject"] for s in manifest.scans()] == ["good"] and len(manifest.skipped) == 3
+    assert Manifest.load(tmp_path / "out").to_dict() == manifest.to_dict()
+    assert len(manifest.subjects) == 4
+    with pytest.raises(UnicodeEncodeError):
+        "".join(f for f, _ in manifest.skipped).encode()  # else this test would say nothing
+    json.dumps(manifest.to_dict()).encode()
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_stops_nothing(tmp_path):
+    source = ixi_folder(tmp_path / "in", 1)
+    place = os.open(source, os.O_RDONLY)
+    for _ in range(20):  # deeper than a path may be long: not even root can list it
+        os.mkdir("d" * 250, dir_fd=place)
+        place, above = os.open("d" * 250, os.O_RDONLY, dir_fd=place), place
+        os.close(above)
+    os.close(place)
+    manifest = prepare(source, tmp_path / "out")
+    assert len(manifest.scans()) == 1
+    assert ["cannot be read" in reason and path in reason for path, reason in manifest.skipped] == [True]
+
+
 # ---------------------------------------------------------------------------------------------------- dataset
 
 
@@ -383,7 +560,7 @@ def test_dataset_of_several_folders(prepared, tmp_path):
     assert joined.scan_ids == [s["scan_id"] for m in (prepared, other) for s in m.scans("train")]
     assert len(joined) == len(SliceDataset(prepared)) + len(SliceDataset(other))
     assert joined[len(joined) - 1]["scan"] == len(joined.scan_ids) - 1
-    coarse = prepare(tmp_path / "in", tmp_path / "coarse", grid=Grid(spacing=16.0, size=12))
+    coarse = prepare(tmp_path / "in", tmp_path / "coarse", grid=Grid(spacing=16.0, size=16))
     with pytest.raises(ScanError, match="different grids"):
         SliceDataset([prepared, coarse])
 
@@ -447,3 +624,16 @@ def test_png_names_are_free_of_the_contrast(tmp_path):
     export_png(prepare(tmp_path / "in", tmp_path / "out"), tmp_path / "png")
     names = [p.name for p in (tmp_path / "png" / "train").glob("*_T1.png")]
     assert names and all(n.count("T1") == 1 and "personx" in n for n in names)
+
+
+def test_png_names_are_names_and_never_shared(prepared, tmp_path):
+    names = ["../../x", "aT1", "a", "TT11", "a-2"]
+    content = json.loads(json.dumps(prepared.to_dict()))
+    for scan, name in zip(content["scans"], names):
+        scan["subject"], scan["split"] = name, "test"
+    folder = Path(shutil.copytree(prepared.folder / "scans", tmp_path / "set" / "scans")).parent
+    export_png(Manifest(folder, content), tmp_path / "png")
+    images = list((tmp_path / "png").rglob("*_T1.png"))
+    assert {p.parent for p in images} == {tmp_path / "png" / "test"}
+    assert len(images) == sum(s["n_slices"] for s in content["scans"])
+    assert all(p.name.count("T1") == 1 for p in images)

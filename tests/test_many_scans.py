@@ -102,7 +102,9 @@ def launch(arguments: list[str]) -> subprocess.CompletedProcess:
         "madad_lite.cli",
     ]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    return subprocess.run([*command, *options, *arguments], env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [*command, *options, *arguments], env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_two_processes_share_a_folder_and_a_bad_scan_stops_neither(scans, model, whole, tmp_path):

@@ -21,6 +21,7 @@ from madad_lite.authors.checkpoints import (
     import_official,
     read_official,
 )
+from madad_lite.authors.safe_load import check_tensors
 from madad_lite.autoencoder import decode, downsampling, encode
 from madad_lite.cli import main
 from madad_lite.denoiser import Denoiser
@@ -300,3 +301,17 @@ def test_unknown_width_asks_for_the_heads(tmp_path):
         denoiser_from_official(filled("width32"))
     with pytest.raises(FileNotFoundError, match="nothing.pt"):
         read_official(tmp_path / "nothing.pt")
+
+
+def test_no_more_weights_than_a_limit():
+    half = torch.empty(500_000_000)  # 2 GB, none of which is touched
+    with pytest.raises(ValueError, match="holds 6.0 GB of weights, more than 4 GB"):
+        check_tensors({"a": half, "b": half, "c": half})
+
+
+def test_an_encoder_and_a_unet_that_are_no_pair(tmp_path):
+    torch.save(filled("width32"), tmp_path / "unet.pt")
+    torch.save(reference(latent=3).state_dict(), tmp_path / "encoder.pt")
+    with pytest.raises(ValueError, match="encoder.pt: their latents have .* channels; not a pair"):
+        import_official([tmp_path / "unet.pt", tmp_path / "encoder.pt"], tmp_path / "out", num_heads=4)
+    assert not (tmp_path / "out").exists()

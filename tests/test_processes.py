@@ -46,13 +46,14 @@ def train_line(_, out: Path, config: TrainingConfig) -> None:
     """Trains on the numbers 0 .. 9 and notes which of them this process has seen at each step."""
     seen = []
 
-    def loss_of(model, batch, generator):
+    def losses_of(model, batch, generator):
         seen.append(batch["number"].tolist())
         loss = (model.layer(batch["number"].view(-1, 1).float()) - 1).square().mean()
         return {"loss": loss, "number": batch["number"].float().mean()}
 
     numbers = [{"number": i} for i in range(10)]
-    train_model(Line(), numbers, out, config, loss_of, lambda *_: {"val_loss": 0.0}, {}, False, False, "line")
+    answers = dict(losses_of=losses_of, validate=lambda *_: {"val_loss": 0.0})
+    train_model(Line(), numbers, out, config, **answers, progress=False)
     out.with_name(f"{out.name}-seen-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(seen))
 
 
@@ -107,9 +108,10 @@ def launch(train, data: Path, out: Path, config, number: int = 2) -> Path:
         p.start()
     alive = group
     while alive:
-        wait([p.sentinel for p in alive])
+        ended = wait([p.sentinel for p in alive], timeout=300)
         alive = [p for p in alive if p.is_alive()]
-        for p in alive if any(q.exitcode for q in group) else []:  # as a launcher does when one fails
+        # as a launcher does when one fails; or they wait for each other for ever
+        for p in alive if not ended or any(q.exitcode for q in group) else []:
             p.kill()
     assert [p.exitcode for p in group] == [0] * number
     return out

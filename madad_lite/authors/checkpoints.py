@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from madad_lite.authors.safe_load import StandIn, load_file, state_dict_of
+from madad_lite.authors.safe_load import StandIn, check_tensors, load_file, short, state_dict_of
 from madad_lite.autoencoder import downsampling
 from madad_lite.denoiser import SIZES, Denoiser, DenoiserSize
 from madad_lite.diffusion import make_scheduler
@@ -31,6 +31,7 @@ from madad_lite.scans.grid import Grid
 from madad_lite.training.settings import RECIPES
 
 SCALING = 0.18215  # of latent diffusion's encoders with f = 8; the authors use it too
+MAX_WIDTH, MAX_LAYERS = 4096, 10  # far above the authors', below what takes minutes to build
 Tensors = dict[str, torch.Tensor]
 
 _RESNET = {
@@ -138,7 +139,7 @@ def _checked(found: Tensors, expected: dict[str, torch.Size], what: str) -> None
                 else ""
             )
             problems.append(
-                f"{len(names)} tensors {title} ({first}{shape}{', ..' if len(names) > 1 else ''})"
+                f"{len(names)} tensors {title} ({short(first)}{shape}{', ..' if len(names) > 1 else ''})"
             )
     if problems:
         raise ValueError(f"is not {what}: {'; '.join(problems)}")
@@ -162,8 +163,11 @@ def denoiser_from_official(weights: Tensors, num_heads: int | None = None) -> De
             raise ValueError(
                 f"width {width} is none of the authors' sizes; say how many attention heads it has (num_heads)"
             )
-    if width % 32 or width % num_heads:
-        raise ValueError(f"is not a UNet of the authors: width {width} with {num_heads} heads")
+    possible = 0 < width <= MAX_WIDTH and 0 < channels <= MAX_WIDTH and num_heads > 0
+    if not possible or width % 32 or width % num_heads:
+        raise ValueError(
+            f"is not a UNet of the authors: width {width} with {num_heads} heads, {channels} channels in"
+        )
     size = DenoiserSize(width, num_heads)
     with torch.device("meta"):
         empty = Denoiser(latent_channels=channels, **vars(size))
@@ -190,6 +194,7 @@ def denoiser_from_official(weights: Tensors, num_heads: int | None = None) -> De
     return empty.eval()
 
 
+INSIDE = "first_stage_model."  # the autoencoder's prefix in a whole latent-diffusion model
 _ENCODER_NAMES = [  # theirs -> ours, one after the other
     (r"\.mid\.block_(\d)\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}."),
     (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
@@ -215,6 +220,13 @@ def _encoder_name(theirs: str, levels: int) -> str:
     )
 
 
+def _autoencoder_alone(weights: Tensors) -> Tensors:
+    """What belongs to the autoencoder, of a file that may hold a whole model, or what its training needed."""
+    inside = {k: v for k, v in weights.items() if k.startswith(INSIDE)}
+    alone = {k.removeprefix(INSIDE): v for k, v in inside.items()} or weights
+    return {k: v for k, v in alone.items() if not k.startswith(("loss.", "model_ema.")) and k != "logvar"}
+
+
 def autoencoder_from_official(weights: Tensors) -> AutoencoderKL:
     """A latent-diffusion autoencoder (also inside a whole model, as first_stage_model.*) as a diffusers
     AutoencoderKL.
@@ -222,15 +234,7 @@ def autoencoder_from_official(weights: Tensors) -> AutoencoderKL:
     What only its training needed (loss.*, discriminator, logvar, EMA) is left out. Raises ValueError as
     denoiser_from_official.
     """
-    if any(k.startswith("first_stage_model.") for k in weights):
-        weights = {
-            k.removeprefix("first_stage_model."): v
-            for k, v in weights.items()
-            if k.startswith("first_stage_model.")
-        }
-    weights = {
-        k: v for k, v in weights.items() if not k.startswith(("loss.", "model_ema.")) and k != "logvar"
-    }
+    weights = _autoencoder_alone(weights)
     widths = []
     while (
         conv := weights.get(f"encoder.down.{len(widths)}.block.0.conv1.weight")
@@ -241,10 +245,16 @@ def autoencoder_from_official(weights: Tensors) -> AutoencoderKL:
         raise ValueError(
             "is not a latent-diffusion autoencoder: encoder.conv_in, encoder.down or quant_conv is missing"
         )
-    if first.shape[1] not in (1, 3) or any(w % 32 for w in widths):
-        raise ValueError(f"is not an autoencoder of images: {first.shape[1]} channels in, widths {widths}")
     levels = len(widths)
     layers = len({k for k in weights if re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", k)})
+    if first.shape[1] not in (1, 3) or any(w % 32 or not 0 < w <= MAX_WIDTH for w in widths[:MAX_LAYERS]):
+        raise ValueError(
+            f"is not an autoencoder of images: {first.shape[1]} channels in, widths {widths[:MAX_LAYERS]}"
+        )
+    if max(levels, layers) > MAX_LAYERS or not 2 <= len(quant) <= MAX_WIDTH:
+        raise ValueError(
+            f"is not an autoencoder of images: {levels} levels of {layers} layers, {len(quant)} latent channels"
+        )
     settings = dict(
         in_channels=first.shape[1],
         out_channels=first.shape[1],
@@ -289,14 +299,19 @@ def read_official(path: str | Path, num_heads: int | None = None) -> Denoiser | 
         if not isinstance(weights, dict) or not all(isinstance(k, str) for k in weights):
             raise ValueError("holds no weights by name")
         if others := [k for k, v in weights.items() if not isinstance(v, torch.Tensor)]:
-            raise ValueError(f"is not a state dict: {others[0]} is no tensor")
-        # DistributedDataParallel's prefix; half precision is a way of storing, not of computing
-        weights = {
-            k.removeprefix("module."): v.float() if v.dtype.itemsize == 2 else v for k, v in weights.items()
-        }
-        if "encoder.conv_in.weight" in weights or "first_stage_model.encoder.conv_in.weight" in weights:
-            return autoencoder_from_official(weights)
-        return denoiser_from_official(weights, num_heads)
+            raise ValueError(f"is not a state dict: {short(others[0])} is no tensor")
+        weights = {k.removeprefix("module."): v for k, v in weights.items()}  # of DistributedDataParallel
+        is_autoencoder = any(p + "encoder.conv_in.weight" in weights for p in ("", INSIDE))
+        if is_autoencoder:
+            weights = _autoencoder_alone(weights)
+        check_tensors(weights)
+        # half and double precision are ways of storing, not of computing
+        weights = {k: v.detach().float() for k, v in weights.items()}
+        return (
+            autoencoder_from_official(weights)
+            if is_autoencoder
+            else denoiser_from_official(weights, num_heads)
+        )
     except UnsafeFile as error:
         raise UnsafeFile(f"{path}: refused, {error}") from None
     except ValueError as error:
@@ -329,18 +344,23 @@ def import_official(
         raise ValueError(
             f"{', '.join(map(str, files))}: {' and '.join(kinds)}; give one UNet, one encoder, or one of each"
         )
+    parts = {"denoiser" if isinstance(m, Denoiser) else "autoencoder": m for m in models}
+    if len(models) == 2:
+        channels = {m.config.latent_channels for m in models}
+        if len(channels) > 1:
+            raise ValueError(
+                f"{', '.join(map(str, files))}: their latents have {channels} channels; not a pair"
+            )
     with new_folder(out) as part:
         if len(models) == 1:
             models[0].save_pretrained(part)
         else:
-            parts = {"denoiser" if isinstance(m, Denoiser) else "autoencoder": m for m in models}
             settings = asdict(RECIPES["authors"].detection)
             settings["sigma"] *= slice_size / 256  # 5 pixels of 256
             grid = Grid(spacing=spacing, size=slice_size, z_spacing=z_spacing).to_dict()
-            pipe = MadAdPipeline(
+            MadAdPipeline(
                 **parts, scheduler=make_scheduler(), contrast=contrast, grid=grid, **settings
-            )
-            pipe.save_pretrained(part)
+            ).save_pretrained(part)
         (part / "README.md").write_text(_card(files, models))
     return out
 

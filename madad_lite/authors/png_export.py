@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from madad_lite.errors import ScanError
-from madad_lite.files import new_file
+from madad_lite.files import replace_file, safe_name
 from madad_lite.scans.grid import Geometry
-from madad_lite.slices.folder import Manifest
+from madad_lite.slices.manifest import Manifest
 
 
 def export_png(manifest: Manifest | str | Path, out: str | Path) -> Path:
@@ -28,6 +29,7 @@ def export_png(manifest: Manifest | str | Path, out: str | Path) -> Path:
     from PIL import Image
 
     manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
+    manifest.verify()
     out, marker = (
         Path(out),
         json.dumps({"prepared": str(manifest.folder.resolve()), "settings": manifest.settings}),
@@ -38,14 +40,18 @@ def export_png(manifest: Manifest | str | Path, out: str | Path) -> Path:
             f"{out}: holds something else than an export of {manifest.folder}; choose another folder"
         )
     out.mkdir(parents=True, exist_ok=True)
-    described.write_text(marker)
-    name, seen = manifest.contrast.upper(), {}
+    replace_file(described, marker)
+    name, taken = manifest.contrast.upper(), set()
     for scan in manifest.scans():
         folder = out / scan["split"]
         folder.mkdir(exist_ok=True)
-        subject = scan["subject"].replace(name, "")
-        seen[subject] = seen.get(subject, 0) + 1
-        subject += f"-{seen[subject]}" if seen[subject] > 1 else ""
+        person = subject = _without(name, scan["subject"])
+        while (
+            person.lower() in taken
+        ):  # a second session, or another subject whose name differs in `name` only
+            number = int(person.removeprefix(subject + "-")) + 1 if person != subject else 2
+            person = f"{subject}-{number}"
+        taken.add(person.lower())
         arrays = {
             name: np.rint((manifest.array(scan, "image").astype(np.float32) + 1) * 127.5),
             "brainmask": manifest.array(scan, "brain") * 255,
@@ -61,8 +67,15 @@ def export_png(manifest: Manifest | str | Path, out: str | Path) -> Path:
             if scan["split"] != "test" and scan["lesion"] and scan["lesion_pixels"][k]:
                 continue
             for ending, values in arrays.items():
-                path = folder / f"brain_scan_{subject}_slice_{place:03d}_{ending}.png"
+                path = folder / f"brain_scan_{person}_slice_{place:03d}_{ending}.png"
                 if not path.exists():
-                    with new_file(path) as part:
-                        Image.fromarray(values[k].astype(np.uint8)).save(part, format="PNG")
+                    image = Image.fromarray(values[k].astype(np.uint8))
+                    replace_file(path, partial(image.save, format="PNG"))
     return out
+
+
+def _without(contrast: str, subject: str) -> str:
+    """A subject's name as part of a file's name, free of the contrast's."""
+    while contrast in subject:
+        subject = subject.replace(contrast, "")
+    return safe_name(subject)

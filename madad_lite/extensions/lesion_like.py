@@ -8,8 +8,9 @@ encoded: what a region looks like is random and no particular disease (any grey 
 of another slice, brighter or darker), in the way of foreign patch interpolation (Tan et al. 2020, arXiv
 2011.04197) and DRAEM (Zavrtanik et al. 2021, arXiv 2108.07610).
 
-All functions draw from the generator that is given. Images (N, 1, H, W) in [-1, 1], background -1; brain (N,
-1, H, W) bool.
+In two parts: `corrupt` changes slices before they are encoded, `with_regions` puts the encoded regions into
+what a training step draws. All functions draw from the generator that is given. Images (N, 1, H, W) in
+[-1, 1], background -1; brain (N, 1, H, W) bool.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler
 
 from madad_lite.slices.augment import random_contrast
 
@@ -83,3 +85,35 @@ def corrupt(images: torch.Tensor, brain: torch.Tensor, generator: torch.Generato
         region = region * (torch.rand(n, 1, 1, 1, generator=generator) < chance)
         result = torch.lerp(result, content, region)
     return torch.where(brain, result.clamp(-1, 1), images)
+
+
+def with_regions(
+    drawn: dict[str, torch.Tensor],
+    latents: dict[str, torch.Tensor],
+    share: float,
+    scheduler: DDIMScheduler,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    """The paper's draw (training.denoiser.masked_draw), with lesion-like regions in a share of the samples.
+
+    drawn: {"M", "eps", "t", "z_t", ...}, which comes back with another M and z_t. latents: a batch of
+    LatentDataset; "std" and "corrupted" (N, C, h, w), the posterior's, for the slices with regions, "changed"
+    (N, 1, h, w) bool, the cells of the regions.
+
+    A region arrives clean, as a lesion does, or noised to any step up to t, as later steps see it. Half of the
+    chosen samples keep their noised patches beside it. M is 1 in both.
+    """
+    M, t, z_t = drawn["M"], drawn["t"], drawn["z_t"]  # (N, 1, h, w), (N,), (N, C, h, w)
+    n, changed = len(t), latents["changed"]
+    chosen = torch.rand(n, 1, 1, 1, generator=generator) < share
+    earlier = (torch.rand(n, generator=generator) * (t + 2)).long() - 1  # (N,), -1: not noised
+    foreign = latents["corrupted"] + latents["std"] * torch.randn(
+        z_t.shape, generator=generator
+    )  # (N, C, h, w)
+    noised = scheduler.add_noise(foreign, drawn["eps"], earlier.clamp_min(0))
+    region = torch.where((earlier < 0).view(n, 1, 1, 1) | ~changed, foreign, noised)
+    patches = M.bool() & ~changed & (torch.rand(n, 1, 1, 1, generator=generator) < 0.5)  # (N, 1, h, w)
+    return drawn | {
+        "z_t": torch.where(chosen, torch.where(patches, z_t, region), z_t),
+        "M": torch.where(chosen, (changed | patches).float(), M),
+    }

@@ -24,6 +24,7 @@ from madad_lite.scoring import image_difference
 from madad_lite.slices.augment import AUGMENTATIONS
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.training.loop import step_generator, train_model
+from madad_lite.training.run_folder import described
 from madad_lite.training.settings import TrainingConfig
 
 FOLD = 4
@@ -41,8 +42,10 @@ def coarse_noise(
 
 
 def restore(model: UNet2DModel, images: torch.Tensor) -> torch.Tensor:
-    folded = F.pixel_unshuffle(images, FOLD)
-    return F.pixel_shuffle(model(folded, torch.zeros(len(images), device=images.device)).sample, FOLD)
+    """The network's answer to slices (N, 1, H, W), of the same shape; H and W divisible by 16."""
+    folded = F.pixel_unshuffle(images, FOLD)  # (N, 16, H/4, W/4)
+    answer = model(folded, torch.zeros(len(images), device=images.device)).sample  # (N, 16, H/4, W/4)
+    return F.pixel_shuffle(answer, FOLD)  # (N, 1, H, W)
 
 
 def train_dae(
@@ -53,7 +56,9 @@ def train_dae(
     resume=False,
     progress=True,
 ) -> Path:
-    """Train on the lesion-free slices of prepared folders. Loss: MSE inside the brain."""
+    """Train on the lesion-free slices of prepared folders; returns the run's folder. Loss: MSE inside the
+    brain.
+    """
     train, held_out = (
         SliceDataset(data, "train", lesion_free=True),
         SliceDataset(data, "val", lesion_free=True),
@@ -65,7 +70,7 @@ def train_dae(
         error = (restore(model, noised.to(device)).float() - images.to(device)).square()
         return (error * brain.to(device)).sum() / brain.sum().clamp_min(1)
 
-    def loss_of(model, batch, generator):
+    def losses_of(model, batch, generator):
         images, brain = AUGMENTATIONS["lite"](batch["image"].cpu(), batch["brain"].cpu(), generator)
         return {"loss": step(model, images, brain, generator, batch["image"].device)}
 
@@ -79,9 +84,17 @@ def train_dae(
             ]
         return {"val_loss": sum(losses) / len(losses)}
 
-    inputs = {"data": [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)]}
     return train_model(
-        make_unet(FOLD**2), train, Path(out), config, loss_of, validate, inputs, resume, progress, "DAE"
+        make_unet(FOLD**2),
+        train,
+        out,
+        config,
+        losses_of=losses_of,
+        validate=validate,
+        inputs=described(data, train),
+        resume=resume,
+        progress=progress,
+        title="DAE",
     )
 
 

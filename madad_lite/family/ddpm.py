@@ -31,7 +31,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from madad_lite.scoring import image_difference
-from madad_lite.training.latent_cache import CHANGED, LatentDataset
+from madad_lite.training.latent_cache import CHANGED, LatentDataset, latents_fingerprint
 from madad_lite.training.loop import step_generator, train_model
 from madad_lite.training.settings import TrainingConfig
 
@@ -85,7 +85,7 @@ def train_ddpm(
     resume=False,
     progress=True,
 ) -> Path:
-    """Train on cached latents (latent_cache.encode_latents). Loss: MSE of the noise."""
+    """Train on cached latents (latent_cache.encode_latents); returns the run's folder. Loss: MSE of the noise."""
     train, held_out = LatentDataset(latents, "train"), LatentDataset(latents, "val")
     scheduler = make_scheduler()
     torch.manual_seed(config.seed)
@@ -108,13 +108,21 @@ def train_ddpm(
             losses = [step(model, b, step_generator(12345, i), device).item() for i, b in enumerate(batches)]
         return {"val_loss": sum(losses) / len(losses)}
 
-    def loss_of(model, batch, generator):
+    def losses_of(model, batch, generator):
         return {"loss": step(model, batch, generator, batch["mean"].device)}
 
     model = make_unet(train[0]["mean"].shape[0])
-    inputs = {"latents": str(latents), "noise": noise}
     return train_model(
-        model, train, Path(out), config, loss_of, validate, inputs, resume, progress, f"DDPM ({noise})"
+        model,
+        train,
+        out,
+        config,
+        losses_of=losses_of,
+        validate=validate,
+        inputs={"latents": str(latents), "fingerprint": latents_fingerprint(latents), "noise": noise},
+        resume=resume,
+        progress=progress,
+        title=f"DDPM ({noise})",
     )
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from madad_lite.errors import ScanError
-from madad_lite.files import is_nifti, nifti_files, stem
+from madad_lite.files import is_nifti, nifti_files, safe_name, stem
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 WORDS = {  # what the parts of file names and the entries of dataset.json say about the contrast
@@ -78,7 +78,8 @@ def contrast_of(name: str) -> str | None:
 
 def _mask(image: Path, endings: tuple[str, ...], files: set[Path]) -> Path | None:
     """The file beside `image` that has its name and one of these endings."""
-    names = (image.with_name(stem(image) + e + suffix) for e in endings for suffix in (".nii.gz", ".nii"))
+    suffixes = (".nii.gz", ".nii", ".NII.GZ", ".NII")
+    names = (image.with_name(stem(image) + e + suffix) for e in endings for suffix in suffixes)
     return next((p for p in names if p in files), None)
 
 
@@ -93,13 +94,14 @@ def _bids(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
     table = folder / "participants.tsv"
     groups: dict[str, str] = {}
     if table.exists():
-        for row in csv.DictReader(table.read_text().splitlines(), delimiter="\t"):
+        text = table.read_text(encoding="utf-8-sig", errors="replace")  # spreadsheets write other encodings
+        for row in csv.DictReader(text.splitlines(), delimiter="\t"):
             if row.get("group"):
                 healthy = row["group"].strip().lower() in HEALTHY
                 groups[row.get("participant_id") or ""] = "normal" if healthy else "patient"
     masks: dict[Path, list[Path]] = {}
     for f in files:
-        if stem(f).endswith("_mask"):
+        if is_mask(f):
             masks.setdefault(f.parent, []).append(f)
     for image in files:
         m = re.match(r"(sub-[A-Za-z0-9]+)_", image.name)
@@ -107,8 +109,9 @@ def _bids(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
             continue
         own = [f for f in masks.get(image.parent, []) if f.name.startswith(m[1] + "_")]
         own = _same_entities(image, own)
-        lesion = next((f for f in own if "lesion" in f.name.lower()), None)
-        brain = next((f for f in own if "brain" in f.name.lower()), None)
+        named = {f: f.name[len(m[0]) :].lower() for f in own}  # a subject may be called sub-brain01
+        lesion = next((f for f in own if "lesion" in named[f]), None)
+        brain = next((f for f in own if "brain" in named[f]), None)
         group = groups.get(m[1], "patient" if lesion else "normal")
         yield ScanFiles(
             stem(image), m[1], contrast_of(stem(image)) or contrast, image, lesion, brain, group=group
@@ -154,8 +157,7 @@ def _patient_folders(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
         m = re.match(r"(.+)[_-]([A-Za-z0-9]+)$", stem(image))
         if not m or m[1] != image.parent.name or m[2].lower() not in WORDS:
             continue
-        names = (image.with_name(f"{m[1]}{sign}seg{end}") for sign in "_-" for end in (".nii.gz", ".nii"))
-        lesion = next((p for p in names if p in known), None)
+        lesion = _mask(image.with_name(m[1]), ("_seg", "-seg"), known)
         # BraTS-GLI-00000-001 and brats_2013_pat0001_1 end with the number of the visit
         subject = re.sub(r"^(BraTS-[A-Za-z]+-\d+|brats_\w+?_pat\d+)[-_\d]+$", r"\1", m[1])
         brain = _mask(image, BRAIN_ENDINGS, known)
@@ -256,10 +258,13 @@ def find_scans(folder: str | Path, contrast: str = "t1", layout: str = "auto") -
 
 
 def _unique(folder: Path, scans: list[ScanFiles]) -> Iterator[ScanFiles]:
-    """scan_ids become folder names: plain characters, and with the path in front where a name is there
-    twice.
+    """scan_ids become folder names, each another one, also where capitals do not count: plain characters, with
+    the path in front where a name is there twice, and with a hash of it where that is not enough.
     """
-    times = Counter(s.scan_id for s in scans)
-    for s in scans:
-        name = s.scan_id if times[s.scan_id] == 1 else "-".join(s.image.relative_to(folder).parts)
-        yield replace(s, scan_id=re.sub(r"[^A-Za-z0-9._-]+", "-", name))
+    paths = ["-".join(s.image.parts[len(folder.parts) :]) for s in scans]
+    whole = [f"{s.image}/{s.channel}".removeprefix(str(folder)) for s in scans]
+    ids = [safe_name(s.scan_id) for s in scans]
+    for longer in (paths, whole):  # no name holds a "/": the last ones get their hash
+        times = Counter(i.lower() for i in ids)
+        ids = [safe_name(name) if times[i.lower()] > 1 else i for i, name in zip(ids, longer)]
+    return (replace(s, scan_id=i) for s, i in zip(scans, ids))

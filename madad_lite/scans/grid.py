@@ -14,15 +14,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from madad_lite.errors import Refused
+
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of the slices, in MNI152 mm. In plane it is centred on x = 0, y = -18."""
+    """The grid of the slices, in MNI152 mm. In plane it is centred on x = 0, y = -18. Refused, a ValueError, when
+    it makes no sense.
+    """
 
     spacing: float = 2.0  # mm
     size: int = 96  # pixels along both sides of a slice
     z_range: tuple[float, float] = (-62.0, 80.0)  # mm, of the lowest and the highest slice
     z_spacing: float | None = None  # mm from slice to slice; None: as in plane
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("spacing", self.spacing, 0.25, 20),
+            ("size", self.size, 8, 1024),
+            ("z_spacing", self.step, 0.25, 100),
+            ("z_range", self.z_range[0], -500, 500),
+            ("z_range", self.z_range[1], -500, 500),
+        ):
+            if not low <= value <= high:
+                raise Refused(f"{name} {value} lies outside of {low} to {high}" + " mm" * (name != "size"))
+        if self.z_range[0] > self.z_range[1]:
+            raise Refused(f"z_range goes from low to high, not from {self.z_range[0]} to {self.z_range[1]}")
+        if self.size % 8:  # the encoder halves it twice or more, the denoiser its latents
+            raise Refused(f"size {self.size} is no multiple of 8: encoder and denoiser halve it")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -99,3 +118,6 @@ class PreparedScan:
     brain: np.ndarray  # (n, H, W) bool
     lesion: np.ndarray | None  # (n, H, W) bool
     geometry: Geometry
+    brain_source: str = "file"  # how the brain was found: "file", "background", "deepbet" or "template"
+    brain_ml: float | None = None  # its volume in the scan
+    brain_in_scan: np.ndarray | None = None  # (X, Y, Z) bool, its mask on the scan's own grid

@@ -4,42 +4,120 @@ writing.
 
 from __future__ import annotations
 
+import gzip
+import math
 import os
+import stat
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 from scipy import ndimage
 
 from madad_lite.errors import ScanError
 from madad_lite.files import new_file
-from madad_lite.scans.grid import Geometry
+from madad_lite.scans.grid import Geometry, PreparedScan
+
+LARGEST_VOXELS = 1000**3
+BYTES_A_VOXEL = 24  # what reading and preparing a scan needs at its most
+LARGEST_VOXEL_MM = 15
+FIELD_OF_VIEW_MM = 50, 1000
 
 
-def load_volume(path: str | os.PathLike, channel: int | None = None) -> nib.Nifti1Image:
-    """A checked 3-D float32 volume. `channel` picks one volume of a 4-D file. ScanError for whatever cannot
-    be used.
+def _check_file(path: Path) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise ScanError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
+        raise ScanError(f"{path}: cannot be opened ({getattr(error, 'strerror', error)})") from None
+    if stat.S_ISDIR(mode):
+        raise ScanError(f"{path}: is a folder; give a NIfTI file")
+    if not stat.S_ISREG(mode):
+        raise ScanError(f"{path}: is not a regular file but a pipe or device; give a NIfTI file")
+    if os.path.getsize(path) == 0:
+        raise ScanError(f"{path}: the file is empty")
+
+
+def _check_header(path: Path, image: nib.Nifti1Pair, channel: int | None, max_voxels: int | None) -> None:
+    """Whatever can be told from the header, before its numbers are believed and memory taken."""
+    if not isinstance(image, nib.Nifti1Pair):  # of Nifti2 too
+        raise ScanError(f"{path}: is {type(image).__name__.removesuffix('Image')}, not NIfTI; convert it")
+    shape = image.shape[:3] if image.shape[3:] == (1,) else image.shape
+    if len(shape) == 4 and channel is None:
+        raise ScanError(f"{path}: holds {shape[3]} volumes where one is meant; say which one (--channel)")
+    if len(shape) == 4 and not 0 <= channel < shape[3]:
+        raise ScanError(f"{path}: has no channel {channel}, only 0 to {shape[3] - 1}")
+    if len(shape) not in (3, 4) or min(shape[:3]) < 2:
+        raise ScanError(f"{path}: must be a 3-D volume, its shape is {tuple(shape)}")
+    if image.get_data_dtype().kind not in "iuf":
+        raise ScanError(f"{path}: must hold one real number a voxel, holds {image.get_data_dtype()}")
+    voxels = math.prod(shape[:3])
+    most = max_voxels or min(LARGEST_VOXELS, psutil.virtual_memory().available // BYTES_A_VOXEL)
+    if voxels > most:
+        raise ScanError(
+            f"{path}: {voxels / 1e6:,.0f} million voxels, more than the {most / 1e6:,.0f} that are allowed here "
+            "or fit into the free memory; resample it to 1 mm, or raise max_voxels"
+        )
+    affine = image.affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise ScanError(f"{path}: its affine has no volume, so that nothing can be placed in space")
+    voxel = np.linalg.norm(affine[:3, :3], axis=0)
+    sides = voxel * shape[:3]
+    if voxel.max() > LARGEST_VOXEL_MM:
+        raise ScanError(
+            f"{path}: its voxels are {voxel.max():.4g} mm large, more than {LARGEST_VOXEL_MM} mm; is the header "
+            "right, in mm?"
+        )
+    if sides.min() < FIELD_OF_VIEW_MM[0] or sides.max() > FIELD_OF_VIEW_MM[1]:
+        raise ScanError(
+            f"{path}: its field of view is {' x '.join(f'{s:.4g}' for s in sides)} mm, and no scan of a head has "
+            f"less than {FIELD_OF_VIEW_MM[0]} or more than {FIELD_OF_VIEW_MM[1]}; is the header right, in mm?"
+        )
+
+
+def _check_content(path: Path, image: nib.Nifti1Pair) -> None:
+    """Is there as much as the header says? A gzip stream is read to its end, where its checksum is, which nibabel
+    never reaches; nothing of it is kept.
+    """
+    file = Path(image.file_map["image"].filename or path)
+    promised = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    with open(file, "rb") as f:
+        zipped = f.read(2) == b"\x1f\x8b"
+    there = 0
+    if zipped:
+        with gzip.open(file) as stream:
+            while there <= promised + 2**20 and (block := stream.read(2**20)):
+                there += len(block)
+    else:
+        there = file.stat().st_size
+    if there < promised:
+        raise ScanError(f"{path}: truncated, it holds {there:,} of the {promised:,} bytes of its header")
+    if zipped and there > promised + 2**20:
+        raise ScanError(f"{path}: holds more than the {promised:,} bytes of its header; is it a NIfTI file?")
+
+
+def load_volume(
+    path: str | os.PathLike, channel: int | None = None, max_voxels: int | None = None
+) -> nib.Nifti1Image:
+    """A checked 3-D float32 volume, all of it in memory.
+
+    channel: picks one volume of a 4-D file.  max_voxels: of that volume; None: 1000^3, or as many as fit into the
+    free memory. ScanError, one line that names the file, for whatever cannot be used: no NIfTI, damaged (the
+    checksum of a .nii.gz is tested), larger than that, voxels above 15 mm, sides below 5 cm or above 1 m, NaN.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ScanError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise ScanError(f"{path}: the file is empty")
+    _check_file(path)
     try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Pair):  # of Nifti2 too
-            raise ScanError(f"{path}: is {type(image).__name__.removesuffix('Image')}, not NIfTI; convert it")
-        shape = image.shape[:3] if image.shape[3:] == (1,) else image.shape
-        if len(shape) == 4 and channel is None:
-            raise ScanError(f"{path}: holds {shape[3]} volumes where one is meant; say which one (--channel)")
-        if len(shape) == 4 and not 0 <= channel < shape[3]:
-            raise ScanError(f"{path}: has no channel {channel}, only 0 to {shape[3] - 1}")
-        if len(shape) not in (3, 4) or min(shape[:3]) < 2:
-            raise ScanError(f"{path}: must be a 3-D volume, its shape is {tuple(shape)}")
-        if image.get_data_dtype().kind not in "iuf":
-            raise ScanError(f"{path}: must hold one real number a voxel, holds {image.get_data_dtype()}")
+        image = nib.load(path, mmap=False)  # a mapped file that is cut meanwhile would end the process
+        _check_header(path, image, channel, max_voxels)
+        _check_content(path, image)
         # indexing the proxy applies the header's scaling and reads no more than is asked for
-        data = image.dataobj[..., channel] if len(shape) == 4 else np.asarray(image.dataobj).reshape(shape)
+        if len(image.shape) == 4 and image.shape[3] > 1:
+            data = image.dataobj[..., channel]
+        else:
+            data = np.asarray(image.dataobj).reshape(image.shape[:3])
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
             data = np.asarray(data, dtype=np.float32)
     except ScanError:
@@ -51,8 +129,6 @@ def load_volume(path: str | os.PathLike, channel: int | None = None) -> nib.Nift
         raise ScanError(
             f"{path}: holds NaN or infinite values; repair them (say with numpy.nan_to_num), save it again"
         )
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
-        raise ScanError(f"{path}: its affine has no volume, so that nothing can be placed in space")
     return nib.Nifti1Image(data, image.affine)
 
 
@@ -61,8 +137,11 @@ def resample(data: np.ndarray, voxel: np.ndarray, shape: tuple[int, ...], order:
     return ndimage.affine_transform(data, voxel[:3, :3], voxel[:3, 3], shape, order=order)
 
 
-def load_mask(path: str | os.PathLike, name: str, scan: nib.Nifti1Image) -> np.ndarray:
-    mask = load_volume(path)
+def load_mask(
+    path: str | os.PathLike, name: str, scan: nib.Nifti1Image, max_voxels: int | None = None
+) -> np.ndarray:
+    """A mask file of a scan, bool, any value above 0. name: the scan's, for the ScanError where they do not fit."""
+    mask = load_volume(path, max_voxels=max_voxels)
     if mask.shape != scan.shape:
         raise ScanError(f"{path}: the mask's shape {mask.shape} is not the shape {scan.shape} of {name}")
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(scan.shape) - 1)
@@ -94,6 +173,13 @@ def return_to_scan(slices: np.ndarray, geometry: Geometry, order: int = 1) -> ni
     )
     result.header.set_xyzt_units("mm")
     return result
+
+
+def brain_image(prepared: PreparedScan) -> nib.Nifti1Image:
+    """The brain mask that a scan was prepared with, uint8 0/1, on the scan's own grid with its exact affine."""
+    image = nib.Nifti1Image(prepared.brain_in_scan.astype(np.uint8), prepared.geometry.scan_affine)
+    image.header.set_xyzt_units("mm")
+    return image
 
 
 def save_nifti(image: nib.Nifti1Image, path: str | os.PathLike, force: bool = False) -> None:

@@ -7,9 +7,19 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
 from madad_lite.errors import ScanError
+from madad_lite.scans.bias import without_bias
+from madad_lite.scans.brain import (
+    LARGEST_ML,
+    SMALLEST_ML,
+    SMALLEST_PART_ML,
+    box_of,
+    find_brain,
+    template_brain,
+    volume_ml,
+    whole_brain_ml,
+)
 from madad_lite.scans.grid import Geometry, Grid, PreparedScan
 from madad_lite.scans.nifti import load_mask, load_volume, resample
 from madad_lite.scans.registration import register_to_mni, smoothed, template
@@ -18,40 +28,6 @@ ALREADY_THERE = 0.9  # Dice of the brain masks above which a scan counts as lyin
 REGISTERED = (
     0.6  # Dice below which a registration has failed; good ones reach 0.9, a scan that is cut off 0.8
 )
-LARGEST_BRAIN_ML = 2500  # more than that inside the background's edge is a head, not a stripped brain
-SMALLEST_BRAIN_ML = 100
-
-
-def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest connected component, holes filled: specks go."""
-    parts, n = ndimage.label(mask)
-    if n > 1:
-        mask = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
-    return ndimage.binary_fill_holes(mask)
-
-
-def _stripped_brain(data: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
-    """Where a constant background ends; None for a scan that still has its skull."""
-    values, counts = np.unique(data[np.ix_(*[[0, -1]] * 3)], return_counts=True)
-    away = np.abs(data - values[counts.argmax()])
-    inside = away > 1e-3 * np.percentile(
-        away, 99
-    )  # earlier interpolation may have left ripples in the background
-    if inside.mean() > 0.9:  # no constant background: air with noise
-        return None
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-    if inside.sum() * voxel_ml < SMALLEST_BRAIN_ML:
-        return inside
-    mask = np.zeros_like(inside)
-    box = _box(inside, margin=0)
-    mask[box] = _largest_part(inside[box])
-    return None if mask.sum() * voxel_ml > LARGEST_BRAIN_ML else mask
-
-
-def _box(mask: np.ndarray, margin: int = 4) -> tuple[slice, ...]:
-    """The mask's bounding box, `margin` voxels wider, to compute on less."""
-    (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    return tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
 
 
 def mask_overlap(brain: np.ndarray, affine: np.ndarray, to_mni: np.ndarray, grid: Grid = Grid()) -> float:
@@ -73,14 +49,19 @@ def _to_slices(volume: np.ndarray) -> np.ndarray:
 
 
 def _register(path: Path, scan: nib.Nifti1Image, mask: np.ndarray | None) -> np.ndarray:
+    """(4, 4) scan mm -> MNI mm, tested. mask: None for a whole head."""
     try:
         to_mni = register_to_mni(scan, mask)
-        if mask is not None and (overlap := mask_overlap(mask, scan.affine, to_mni)) < REGISTERED:
+        if mask is None:  # the template's brain has to lie where the head is
+            data = np.asarray(scan.dataobj)
+            mask = template_brain(scan.shape, scan.affine, to_mni) & (data > 0.1 * np.percentile(data, 99))
+        if (overlap := mask_overlap(mask, scan.affine, to_mni)) < REGISTERED:
             raise RuntimeError(f"the brains overlap by a Dice of {overlap:.2f} only")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ScanError(
-            f"{path}: cannot be registered to MNI152 ({reason}); register it by hand and use register=False"
+            f"{path}: cannot be registered to MNI152 ({reason}); register it by hand and use register=False "
+            "(--register no)"
         ) from None
     return to_mni
 
@@ -88,22 +69,28 @@ def _register(path: Path, scan: nib.Nifti1Image, mask: np.ndarray | None) -> np.
 def prepare_volume(
     image: str | os.PathLike,
     *,
-    brain: str | os.PathLike | None = None,
+    brain: str | os.PathLike | None = "auto",
     lesion: str | os.PathLike | None = None,
     channel: int | None = None,
     grid: Grid = Grid(),
     register: bool | str = "auto",
     min_brain: float = 0.05,
+    bias_correction: bool = False,
+    max_voxels: int | None = None,
 ) -> PreparedScan:
-    """A scan's slices: registered to MNI152, stripped, normalised, cut.
+    """A scan's slices: stripped, registered to MNI152, normalised, cut.
 
-    brain: a mask file, any value above 0. Without one the brain is where a constant background ends; a scan
-        with its skull gets the template's brain after registration.
+    brain: a mask file, any value above 0; "deepbet", its network; "template", the template's brain after
+        registration; "auto" (and None): where a constant background ends in a stripped scan, else deepbet, or
+        without it, with a warning, the template. `PreparedScan.brain_source` says which it was.
     register: True; False (the scan's affine is trusted to be MNI152 already); "auto": only where the brain
         mask does not yet overlap the template's with a Dice of at least 0.9.
     lesion: a mask file, any value above 0.  channel: which volume of a 4-D file.
     min_brain: slices with a smaller share of brain pixels are left out.
-    ScanError, one line that names the file, for whatever cannot be used.
+    bias_correction: even out slow changes of brightness first (`bias.without_bias`, about two seconds).
+    max_voxels: as of `nifti.load_volume`.
+    ScanError, one line that names the file, for whatever cannot be used: also where registration makes the
+    whole brain smaller than 0.8 or larger than 2.1 litres.
 
     Intensities: x = clip(v / median - 1, -1, 1) with the median inside the brain, so that a lesion of any
     size or brightness hardly moves the scale. Scans with negative values inside the brain (z-scored ones) are
@@ -112,33 +99,39 @@ def prepare_volume(
     if register not in (True, False, "auto"):
         raise ValueError(f'register is True, False or "auto", not {register!r}')
     path = Path(image)
-    scan = load_volume(path, channel)
+    scan = load_volume(path, channel, max_voxels=max_voxels)
     data, affine = np.asarray(scan.dataobj), scan.affine
     if data.min() == data.max():
         raise ScanError(f"{path}: all its voxels have the same value")
-    mask = load_mask(brain, path.name, scan) if brain is not None else _stripped_brain(data, affine)
-    lesions = None if lesion is None else load_mask(lesion, path.name, scan)
-    if mask is not None and mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000 < SMALLEST_BRAIN_ML:
+    lesions = None if lesion is None else load_mask(lesion, path.name, scan, max_voxels=max_voxels)
+    mask, source = find_brain(path, scan, brain or "auto", max_voxels=max_voxels)
+    if mask is not None and volume_ml(mask, affine) < SMALLEST_PART_ML:
         raise ScanError(
-            f"{path}: no brain found in it (less than {SMALLEST_BRAIN_ML} mL inside the mask or the background)"
+            f"{path}: no brain found in it (less than {SMALLEST_PART_ML} mL by {source}); give a brain mask"
         )
     to_mni = np.eye(4)
     if register == "auto":
         register = mask is None or mask_overlap(mask, affine, to_mni) < ALREADY_THERE
     if register:
         to_mni = _register(path, scan, mask)
+        if not SMALLEST_ML <= (whole := whole_brain_ml(to_mni)) <= LARGEST_ML:
+            raise ScanError(
+                f"{path}: its brain would have {whole / 1000:.2f} litres, and brains have "
+                f"{SMALLEST_ML / 1000:.1f} to {LARGEST_ML / 1000:.1f}: what was taken for it ({source}) is not "
+                "the brain alone; give a mask of it (brain=, --brain)"
+            )
     if mask is None:
-        reference = template("brain")
-        to_template = np.linalg.inv(reference.affine) @ to_mni @ affine
-        mask = resample(np.asarray(reference.dataobj), to_template, data.shape) > 0.5
+        mask = template_brain(data.shape, affine, to_mni)
         if not mask.any():
             raise ScanError(f"{path}: no brain found in it; give a brain mask")
+    if bias_correction:
+        data = without_bias(data, mask, affine)
     # under the 0.5 percentile: a few negative voxels from earlier interpolation do not make a z-scored scan
     offset = min(0.0, float(np.percentile(data[mask], 0.5)))
     median = float(np.median(data[mask])) - offset
     if median <= 0:
         raise ScanError(f"{path}: no brain found in it (the median inside the mask is not above 0)")
-    box = _box(mask)
+    box = box_of(mask)
     corner = affine @ nib.affines.from_matvec(
         np.eye(3), [s.start for s in box]
     )  # the box's voxels -> scan mm
@@ -159,4 +152,4 @@ def prepare_volume(
     if lesions is not None:
         lesions = _to_slices(resample(lesions.astype(np.float32), to_scan, grid.shape) > 0.5)[kept]
     geometry = Geometry(scan.shape, affine, to_mni, grid, tuple(int(k) for k in kept), (offset, median))
-    return PreparedScan(slices[kept], inside[kept], lesions, geometry)
+    return PreparedScan(slices[kept], inside[kept], lesions, geometry, source, volume_ml(mask, affine), mask)

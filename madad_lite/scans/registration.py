@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -22,17 +21,11 @@ def template(kind: str = "t1") -> nib.Nifti1Image:
     """The MNI152 2009a template that nilearn ships, 1 mm: "t1" (brain only), "gm", "wm" (0..255) or "brain"
     (0/1).
     """
-    import nilearn
+    from nilearn import datasets
 
-    name = "t1" if kind == "brain" else kind
-    file = (
-        Path(nilearn.__file__).parent
-        / "datasets"
-        / "data"
-        / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
-    )
-    image = nib.load(file)
-    data = np.asarray(image.dataobj, dtype=np.float32)
+    load = {"gm": datasets.load_mni152_gm_template, "wm": datasets.load_mni152_wm_template}
+    image = load.get(kind, datasets.load_mni152_template)(resolution=1)  # 0..1, what was 0..255 by 255
+    data = np.asarray(image.dataobj, dtype=np.float32) * np.float32(255)
     return nib.Nifti1Image((data > 0).astype(np.float32) if kind == "brain" else data, image.affine)
 
 
@@ -66,8 +59,17 @@ def _itk(coarse: nib.Nifti1Image):
     return image
 
 
+def simpleitk(need: str, instead: str):
+    """The module. ImportError, one line that says what needs it and what to do instead, where it is not there."""
+    try:
+        import SimpleITK as sitk
+    except ImportError:
+        raise ImportError(f'{need} needs SimpleITK: pip install "madad-lite[prep]"; or {instead}') from None
+    return sitk
+
+
 @contextmanager
-def _one_thread():
+def one_thread():
     """Several threads would add in another order each time, and change the last digits. ITK has one setting
     for all.
     """
@@ -141,12 +143,7 @@ def register_to_mni(image: nib.Nifti1Image, brain: np.ndarray | None = None) -> 
     mm, so that a brain that is cut off is not stretched to fill the template. Deterministic.
     ImportError without SimpleITK; RuntimeError if it does not succeed.
     """
-    try:
-        import SimpleITK as sitk
-    except ImportError:
-        raise ImportError(
-            'registration needs SimpleITK: pip install "madad-lite[prep]"; or turn it off (register=False)'
-        ) from None
+    sitk = simpleitk("registration", "turn it off (register=False)")
     data = np.asarray(image.dataobj, np.float32)
     low, high = np.percentile(data if brain is None else data[brain], [0.5, 99.5])
     if brain is not None:
@@ -160,7 +157,7 @@ def register_to_mni(image: nib.Nifti1Image, brain: np.ndarray | None = None) -> 
     margin = 0 if brain is None else 1
 
     centre = [float(v) for v in _centre(np.asarray(template("brain").dataobj), template("brain").affine)]
-    with _one_thread():
+    with one_thread():
         tried = []
         for start in _starts(coarse[8.0], whole_head=brain is None):
             similarity = sitk.Similarity3DTransform()

@@ -23,7 +23,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from madad_lite.errors import ScanError
-from madad_lite.files import new_file, replace_file
+from madad_lite.files import replace_file, write_json
 from madad_lite.scans.registration import template
 from madad_lite.simulation import lesions
 
@@ -305,13 +305,13 @@ def _white_matter(data: np.ndarray, inside: np.ndarray, spacing: float) -> tuple
 
 def _write(image: nib.Nifti1Image, path: Path) -> None:
     """The same image always gives the same bytes: no time stamp and no file name in the gzip header."""
+
+    def packed(raw) -> None:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=4) as f:
+            f.write(image.to_bytes())
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        new_file(path) as part,
-        open(part, "wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=4) as packed,
-    ):
-        packed.write(image.to_bytes())
+    replace_file(path, packed)
 
 
 def _make_room(folder: Path, force: bool) -> None:
@@ -366,7 +366,7 @@ def write_cohort(
             }
         ],
     }
-    (folder / "dataset_description.json").write_text(json.dumps(description, indent=1) + "\n")
+    write_json(folder / "dataset_description.json", description)
     rows = ["participant_id\tgroup\tlesion\tvolume_ml\tseed\tspacing"]
     for i in tqdm(range(normal + patients), desc="simulating", unit="subject", disable=not progress):
         name, kind = (

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from madad_lite.errors import ScanError
 from madad_lite.files import new_folder
-from madad_lite.slices.folder import Manifest
+from madad_lite.slices.manifest import Manifest, write_arrays
 
 
 def tissue_levels(values: np.ndarray) -> tuple[float, float]:
@@ -46,23 +46,27 @@ def to_flair(images: np.ndarray, brain: np.ndarray, rng: np.random.Generator) ->
 
 
 def recolour_folder(source: str | Path, out: str | Path, *, seed: int = 0, progress: bool = True) -> Manifest:
-    """A prepared T1 folder of normal subjects -> a prepared FLAIR-like one, same subjects and splits."""
+    """A prepared T1 folder of normal subjects -> a prepared FLAIR-like one, same subjects and splits.
+
+    Raises ScanError when `source` holds another contrast or is damaged, and when `out` is not empty; then `out`
+    is left as it was.
+    """
     manifest, out = Manifest.load(source), Path(out)
     if manifest.contrast != "t1":
         raise ScanError(f"{source}: holds {manifest.contrast} slices; only t1 can be turned into FLAIR")
-    if out.exists() and any(out.iterdir()):
+    manifest.verify()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ScanError(f"{out}: is not empty; choose another folder")
     content = json.loads(json.dumps(manifest.to_dict()))
     content["contrast"] = "flair"
     content["settings"] |= {"recoloured_from": str(source), "recolour_seed": seed}
     content["scans"] = [s | {"contrast": "flair"} for s in content["scans"] if not s["lesion"]]
-    with new_folder(out, replace=True) as part:  # of what is there, it is empty
+    with new_folder(out, replace=True) as part:
         for number, scan in enumerate(tqdm(content["scans"], desc="FLAIR from T1", disable=not progress)):
             image, brain = (np.asarray(manifest.array(scan, k)) for k in ("image", "brain"))
+            flair = to_flair(image, brain, np.random.default_rng([seed, number]))
             folder = part / "scans" / scan["scan_id"]
             folder.mkdir(parents=True)
-            new = to_flair(image, brain, np.random.default_rng([seed, number]))
-            np.save(folder / "image.npy", new.astype(np.float16))
-            np.save(folder / "brain.npy", brain)
+            scan["crc32"] = write_arrays(folder, {"image": flair.astype(np.float16), "brain": brain})
         Manifest(part, content).save()
-    return Manifest(out, content)
+    return Manifest.load(out)

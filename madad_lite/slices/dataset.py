@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from madad_lite.errors import ScanError
-from madad_lite.slices.folder import Manifest
+from madad_lite.slices.manifest import ARRAYS, HEADER, Manifest
 
 
 class SliceDataset:
@@ -18,8 +18,9 @@ class SliceDataset:
            slices}
 
     data: prepared folder(s) or Manifest(s), all on one grid.  lesion_free: only slices without lesion pixels; by
-    default for "train". Nothing but the slice that is asked for is read, and no file stays open: it can be
-    pickled and sent to workers.
+    default for "train". The files' sizes and headers are looked at when it is made; later nothing but the
+    slice that is asked for is read, and no file stays open: it can be pickled and sent to workers. Raises
+    ScanError for an empty split and for damaged arrays (`Manifest.verify` looks at every byte).
     """
 
     def __init__(self, data, split: str = "train", lesion_free: bool | None = None):
@@ -31,13 +32,15 @@ class SliceDataset:
             raise ScanError(
                 f"{', '.join(str(m.folder) for m in manifests)}: on different grids; use one for all"
             )
+        for m in manifests:
+            m.verify(split, checksums=False)
         self.split = split
         self.lesion_free = split == "train" if lesion_free is None else lesion_free
         found = [(m, s) for m in manifests for s in m.scans(split)]
         self.scan_ids: list[str] = [s["scan_id"] for _, s in found]
         self.subjects: list[str] = [s["subject"] for _, s in found]
         self.has_lesion_mask: list[bool] = [s["lesion"] for _, s in found]
-        self._folders = [m.folder.resolve() / "scans" / s["scan_id"] for m, s in found]
+        self._folders = [m.scan_folder(s).resolve() for m, s in found]
         self._n_slices = [s["n_slices"] for _, s in found]
         self._size = manifests[0].grid.size
         self._slices: list[tuple[int, int]] = [
@@ -70,10 +73,10 @@ class SliceDataset:
         }
 
     def _read(self, number: int, name: str, k: int) -> np.ndarray:
-        """Slice k of an array, (1, H, W). The pixels end the .npy file, so that its header need not be read:
-        that is several times as fast as np.load with a memory map."""
-        path, dtype = self._folders[number] / f"{name}.npy", np.dtype(np.float16 if name == "image" else bool)
-        pixels = self._size**2
-        from_end = (self._n_slices[number] - k) * pixels * dtype.itemsize
-        values = np.fromfile(path, dtype, pixels, offset=path.stat().st_size - from_end)
+        """Slice k of an array, (1, H, W). Headers were checked when the dataset was made, so that a slice's place
+        in the file is known: that is several times as fast as np.load with a memory map."""
+        path, dtype, pixels = self._folders[number] / f"{name}.npy", ARRAYS[name], self._size**2
+        values = np.fromfile(path, dtype, pixels, offset=HEADER + k * pixels * dtype.itemsize)
+        if len(values) < pixels:
+            raise ScanError(f"{path}: has become shorter since it was opened; run `madad prepare` again")
         return values.reshape(1, self._size, self._size)

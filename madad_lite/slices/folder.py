@@ -1,124 +1,65 @@
-"""From a folder of scans to slices on disk and a torch dataset of them.
-
-A prepared folder:
-
-    manifest.json                    what is in it: settings, grid, one entry a scan, what was skipped and why
-    scans/SCAN_ID/image.npy          (n, H, W) float16 in [-1, 1], background -1
-    scans/SCAN_ID/brain.npy          (n, H, W) bool
-    scans/SCAN_ID/lesion.npy         (n, H, W) bool, for scans with a lesion mask
-    scans/SCAN_ID/scan.json          this scan's entry, and the state of the files it was made from
+"""From a folder of scans to slices on disk, in the layout that manifest.py describes.
 
 A scan's folder is written under another name and then moved into place, so that it is there whole or not at
-all; what is there is not made again. Prepared folders on one grid can be joined in one SliceDataset.
+all; what is there, and whole, is not made again. Prepared folders on one grid can be joined in one
+SliceDataset.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from madad_lite.errors import ScanError
-from madad_lite.files import replace_file
+from madad_lite.files import (
+    new_folder,
+    nifti_files,
+    read_json,
+    remove_leftovers,
+    safe_name,
+    write_json,
+    writing,
+)
 from madad_lite.scans.find import ScanFiles, find_scans
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.prepare import prepare_volume
-from madad_lite.slices.splits import SPLITS, assign_splits, read_splits
-
-VERSION = 1
-
-
-class Manifest:
-    """What a prepared folder holds. `.scans(split)` are dictionaries with the keys
-
-    scan_id, subject, split, group ("normal" or "patient"), contrast, source (the scan's file), n_slices,
-    geometry (for `Geometry.from_dict`), lesion (is there a mask), lesion_pixels (a number a slice; [] without
-    mask).
-    """
-
-    def __init__(self, folder: str | Path, content: dict):
-        self.folder = Path(folder)
-        self.contrast: str = content["contrast"]
-        self.grid = Grid.from_dict(content["grid"])
-        self.settings: dict = content["settings"]
-        self.complete: bool = content["complete"]
-        self.entries: list[dict] = content["scans"]
-        self.skipped: list[tuple[str, str]] = [tuple(s) for s in content["skipped"]]
-
-    @classmethod
-    def load(cls, folder: str | Path, *, unfinished: bool = False) -> Manifest:
-        """Read folder/manifest.json. ScanError when there is none, or when the preparation stopped before its
-        end.
-        """
-        path = Path(folder) / "manifest.json"
-        try:
-            content = json.loads(path.read_text())
-            if content["version"] != VERSION:
-                raise ScanError(
-                    f"{path}: has version {content['version']}, not {VERSION}; prepare the scans again"
-                )
-            manifest = cls(folder, content)
-        except FileNotFoundError:
-            raise ScanError(f"{folder}: no manifest.json there; run `madad prepare` first") from None
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ScanError(
-                f"{path}: damaged ({error!r}); remove the folder and prepare the scans again"
-            ) from None
-        if not (manifest.complete or unfinished):
-            raise ScanError(f"{folder}: its preparation was interrupted; run the same `madad prepare` again")
-        return manifest
-
-    def scans(self, split: str | None = None) -> list[dict]:
-        """The scans of a split, or all of them."""
-        if split is not None and split not in SPLITS:
-            raise ValueError(f"{split!r} is not a split; choose one of {', '.join(SPLITS)}")
-        return [s for s in self.entries if split in (None, s["split"])]
-
-    def array(self, scan: dict, name: str) -> np.ndarray:
-        """A scan's "image", "brain" or "lesion", (n, H, W), memory-mapped: only what is indexed is read."""
-        return np.load(self.folder / "scans" / scan["scan_id"] / f"{name}.npy", mmap_mode="r")
-
-    def to_dict(self) -> dict:
-        return {
-            "version": VERSION,
-            "contrast": self.contrast,
-            "grid": self.grid.to_dict(),
-            "settings": self.settings,
-            "complete": self.complete,
-            "scans": self.entries,
-            "skipped": [list(s) for s in self.skipped],
-        }
-
-    def save(self) -> None:
-        """Write manifest.json, atomically, and only if that changes it."""
-        path, text = self.folder / "manifest.json", json.dumps(self.to_dict(), indent=1) + "\n"
-        if path.exists() and path.read_text() == text:
-            return
-        replace_file(path, text)
+from madad_lite.slices.manifest import ENTRY, Manifest, contradiction, write_arrays
+from madad_lite.slices.splits import assign_splits, read_splits
 
 
 def _state(scan: ScanFiles) -> list:
     """Size and time of the files of a scan: when one changes, the scan is prepared again. None: not there."""
-    files = [f.stat() if f and f.exists() else None for f in (scan.image, scan.brain, scan.lesion)]
-    return [[f.st_size, f.st_mtime_ns] if f else None for f in files] + [scan.channel]
+
+    def of(file: Path | None) -> list[int] | None:
+        try:
+            found = None if file is None else file.stat()
+        except (OSError, ValueError):  # a name that is too long, or holds a zero
+            return None
+        return found and [found.st_size, found.st_mtime_ns]
+
+    return [of(scan.image), of(scan.brain), of(scan.lesion), scan.channel]
 
 
-def _prepared(scan: ScanFiles, folder: Path) -> dict | None:
-    """The entry of a scan that is done already, else None."""
-    path = folder / scan.scan_id / "scan.json"
-    if not path.exists():
+def _prepared(scan: ScanFiles, manifest: Manifest, checksums: bool = True) -> dict | None:
+    """The entry of a scan that is done already, and whole, else None."""
+    folder = manifest.folder / "scans" / scan.scan_id
+    try:
+        stored = read_json(folder / "scan.json", {"entry": ENTRY, "state": [None]})
+        entry = stored["entry"]
+        told = entry["scan_id"], entry["source"], stored["state"]
+        if told != (scan.scan_id, str(scan.image), _state(scan)):
+            return None
+        manifest.check_arrays(entry, checksums=checksums)
+    except ScanError:  # damaged: it is made again
         return None
-    stored = json.loads(path.read_text())
-    return (
-        stored["entry"]
-        if stored["state"] == _state(scan) and stored["entry"]["source"] == str(scan.image)
-        else None
-    )
+    return None if contradiction(entry, manifest.to_dict()) else entry
 
 
 def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | str) -> tuple[str, str] | None:
@@ -156,14 +97,10 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
         if prepared.lesion is None
         else [int(n) for n in arrays["lesion"].sum(axis=(1, 2))],
     }
-    part, done = folder / f"{scan.scan_id}.part", folder / scan.scan_id
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, array in arrays.items():
-        np.save(part / f"{name}.npy", np.ascontiguousarray(array))  # a slice is one piece of the file
-    (part / "scan.json").write_text(json.dumps({"entry": entry, "state": state}))
-    shutil.rmtree(done, ignore_errors=True)  # made from files that have changed since
-    os.replace(part, done)
+    # replaced: damaged, or made from files that have changed since
+    with new_folder(folder / scan.scan_id, replace=True) as part:
+        entry["crc32"] = write_arrays(part, arrays)
+        write_json(part / "scan.json", {"entry": entry, "state": state})
     return None
 
 
@@ -216,9 +153,11 @@ def prepare_folder(
     grid: by default Grid().  register: see `scans.prepare.prepare_volume`.
     workers: processes, by default one a core.
 
-    Called again, it goes on where it was interrupted, prepares what is new or has changed in `source`, and
-    leaves alone what is done; subjects keep their split. Raises ScanError when `out` was made with other
-    settings or holds something else.
+    Called again, it goes on where it was interrupted, prepares what is new or has changed in `source` and what
+    is damaged in `out`, and leaves alone what is done. Every subject that was ever seen keeps its split, also
+    one whose scans could not be used at first; a scan keeps its id. A scan that cannot be used, or a folder that
+    may not be read, stops no other. Raises ScanError when `out` was made with other settings or holds something
+    else.
     """
     source, out, grid = Path(source).resolve(), Path(out), grid or Grid()
     splits = None if splits is None else read_splits(splits)
@@ -237,17 +176,22 @@ def prepare_folder(
             }
         )
     )
+    # who is where is known before anything is written, so that wrong fractions leave no folder behind
+    options = {"splits": splits, "patients_in_train": patients_in_train}
+    assign_splits(scans, fractions, seed, **options)
     manifest = _open(out, settings)
-    assigned = {s["subject"]: s["split"] for s in manifest.entries}
-    chosen = assign_splits(
-        scans, fractions, seed, splits=splits, patients_in_train=patients_in_train, assigned=assigned
-    )
-    missing = (
-        [] if splits is None else sorted({s for v in splits.values() for s in v} - {s.subject for s in scans})
-    )
+    scans = _with_their_ids(scans, source, manifest)
+    chosen = assign_splits(scans, fractions, seed, **options, assigned=manifest.subjects)
+    closed: list[OSError] = []
+    nifti_files(source, closed.append)
     skipped = [
+        (str(e.filename), f"{e.filename}: cannot be read ({e.strerror}); nothing in it was prepared")
+        for e in closed
+    ]
+    missing = [] if splits is None else {s for v in splits.values() for s in v} - {s.subject for s in scans}
+    skipped += [
         (subject, f"{subject}: named in the splits, but has no {contrast} scan in {source}")
-        for subject in missing
+        for subject in sorted(missing)
     ]
     usable = []
     for scan in scans:
@@ -261,17 +205,17 @@ def prepare_folder(
             usable.append(scan)
 
     folder = out / "scans"
-    for leftover in folder.glob("*.part"):
-        shutil.rmtree(leftover)
-    tasks = [(scan, folder, grid, register) for scan in usable if _prepared(scan, folder) is None]
+    remove_leftovers(folder)
+    manifest.subjects = dict(sorted((manifest.subjects | chosen).items()))
+    done = {scan.scan_id: _prepared(scan, manifest) for scan in usable}
+    tasks = [(scan, folder, grid, register) for scan in usable if done[scan.scan_id] is None]
     if tasks:
-        if manifest.complete:  # until it fits the files again
-            manifest.complete = False
-            manifest.save()
+        manifest.complete = False  # until it fits the files again
+        manifest.save()
         results = _in_parallel(tasks, workers)
         bar = tqdm(results, desc=f"preparing {contrast}", total=len(tasks), unit="scan", disable=not progress)
         skipped += sorted(result for result in bar if result)
-    entries = [(scan, _prepared(scan, folder)) for scan in usable]
+    entries = [(s, done[s.scan_id] or _prepared(s, manifest, checksums=False)) for s in usable]
     # of an entry, split and group depend on the other scans and on tables: they are known now
     manifest.entries = [e | {"split": chosen[s.subject], "group": s.group} for s, e in entries if e]
     manifest.skipped, manifest.complete = skipped, True
@@ -279,20 +223,43 @@ def prepare_folder(
     return manifest
 
 
+def _with_their_ids(scans: list[ScanFiles], source: Path, manifest: Manifest) -> list[ScanFiles]:
+    """Scans that were prepared before keep the id that they had, also when others of their name have come."""
+    known = {e["source"]: e["scan_id"] for e in manifest.entries}
+    taken = {i.lower() for i in known.values()}
+    times = Counter(scan.image for scan in scans)  # channels of one file have ids of their own
+    result = []
+    for scan in scans:
+        name = scan.scan_id
+        if str(scan.image) in known:
+            name = known[str(scan.image)] if times[scan.image] == 1 else name
+        elif name.lower() in taken:
+            name = safe_name(f"./{os.path.relpath(scan.image, source)}")
+        result.append(replace(scan, scan_id=name))
+    return sorted(result, key=lambda s: s.scan_id)
+
+
 def _open(out: Path, settings: dict) -> Manifest:
     """The manifest in `out`, checked against the settings, or a new one, which is saved as incomplete."""
     if (out / "manifest.json").exists():
         manifest = Manifest.load(out, unfinished=True)
-        if changed := sorted(k for k in settings if manifest.settings.get(k) != settings[k]):
+        if manifest.recoloured:
+            raise ScanError(
+                f"{out}: holds slices that were recoloured from {manifest.settings['recoloured_from']}; "
+                "choose another folder"
+            )
+        stored = manifest.settings | {"contrast": manifest.contrast, "grid": manifest.grid.to_dict()}
+        if changed := sorted(k for k in settings if stored.get(k) != settings[k]):
             k = changed[0]
             raise ScanError(
-                f"{out}: was prepared with {k}={manifest.settings.get(k)!r}, now it is {settings[k]!r}; "
+                f"{out}: was prepared with {k}={stored.get(k)!r}, now it is {settings[k]!r}; "
                 "choose another folder, or remove this one"
             )
         return manifest
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ScanError(f"{out}: exists and is not a prepared folder; choose another one")
-    (out / "scans").mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        (out / "scans").mkdir(parents=True, exist_ok=True)
     content = {"contrast": settings["contrast"], "grid": settings["grid"], "settings": settings}
     manifest = Manifest(out, content | {"complete": False, "scans": [], "skipped": []})
     manifest.save()

@@ -6,11 +6,11 @@ A model of the normal brain trains on normal subjects. Patients are for validati
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from madad_lite.errors import ScanError
+from madad_lite.files import read_json
 from madad_lite.scans.find import ScanFiles
 
 SPLITS = ("train", "val", "test")
@@ -26,8 +26,11 @@ def split_subjects(
     """{subject: "train", "val" or "test"}; the counts follow `fractions`, and no split stays empty if that is
     possible.
 
-    Depends on names and seed, not on their order. Subjects in `assigned` keep the split they have there. With
-    very few subjects training comes first; where nothing trains, the test split does.
+    What is promised: the same names and seed give the same splits, in any order. Subjects in `assigned` keep the
+    split they have there, whoever comes or goes; a prepared folder keeps them for everyone that it has ever
+    seen. Without `assigned`, another set of names may be split otherwise: counts that follow the fractions
+    with five subjects, too, cannot be had from each name alone.
+    With very few subjects training comes first; where nothing trains, the test split does.
     """
     fractions = tuple(float(f) for f in fractions)
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
@@ -41,7 +44,8 @@ def split_subjects(
     counts = {s: sum(v == s for v in result.values()) for s in SPLITS}
     # the order is a shuffle by hash: it does not change for the others when a subject is added
     for subject in sorted(
-        subjects - result.keys(), key=lambda s: hashlib.sha256(f"{seed}/{s}".encode()).digest()
+        subjects - result.keys(),
+        key=lambda s: hashlib.sha256(f"{seed}/{s}".encode("utf-8", "surrogatepass")).digest(),
     ):
         empty = [s for s in wanted if not counts[s]]
         split = empty[0] if empty else max(wanted, key=lambda s: share[s] * len(subjects) - counts[s])
@@ -52,19 +56,16 @@ def split_subjects(
 
 def read_splits(splits: Mapping[str, Sequence[str]] | str | Path) -> dict[str, list[str]]:
     """A mapping or JSON file {"train": [subject, ...], "val": [...], "test": [...]}, checked."""
-    name = "splits"
+    name, wanted = "splits", 'must be {"train": [subjects], "val": [subjects], "test": [subjects]}'
     if not isinstance(splits, Mapping):
         name = str(splits)
-        try:
-            splits = json.loads(Path(splits).read_text())
-        except (OSError, ValueError) as error:
-            raise ScanError(f"{name}: cannot be read as a JSON file of splits ({error})") from None
+        splits = read_json(splits, hint="it " + wanted)
     if (
         not isinstance(splits, Mapping)
         or set(splits) - set(SPLITS)
-        or any(isinstance(v, str) for v in splits.values())
+        or any(isinstance(v, str) or not isinstance(v, Iterable) for v in splits.values())
     ):
-        raise ScanError(f'{name}: must be {{"train": [subjects], "val": [subjects], "test": [subjects]}}')
+        raise ScanError(f"{name}: {wanted}")
     result = {s: sorted({str(subject) for subject in splits.get(s, ())}) for s in SPLITS}
     everyone = [subject for s in SPLITS for subject in result[s]]
     if twice := sorted({s for s in everyone if everyone.count(s) > 1}):

@@ -8,22 +8,46 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 
 from madad_lite.autoencoder import decode, downsampling, encode, make_autoencoder, measure_scaling, posterior
+from madad_lite.errors import RunError
 from madad_lite.files import save_model
 from madad_lite.slices import augment
 from madad_lite.slices.dataset import SliceDataset
-from madad_lite.training.loop import train_model
+from madad_lite.training.loop import Batch, train_model
 from madad_lite.training.processes import processes
-from madad_lite.training.run_folder import described, spread
+from madad_lite.training.run_folder import described, read_json, spread
 from madad_lite.training.settings import AutoencoderConfig
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor, brain: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB inside the brain; slices span [-1, 1], so the peak is 2."""
+    """Peak signal-to-noise ratio in dB inside the brain; slices span [-1, 1], so the peak is 2.
+
+    images, reference: (N, 1, H, W). brain: (N, 1, H, W) bool.
+    """
     error = (images.clamp(-1, 1) - reference)[brain].square().mean().item()
     return 10 * math.log10(4 / max(error, 1e-12))
+
+
+def load_autoencoder(folder: str | Path) -> AutoencoderKL:
+    """A trained latent encoder from its folder; RunError for one that cannot be used. Never downloads."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise RunError(f"{folder}: no trained autoencoder there; give the best/ or last/ of its training")
+    kind = read_json(folder / "config.json", "train the autoencoder again").get("_class_name")
+    if kind != AutoencoderKL.__name__:
+        raise RunError(f"{folder}: holds {kind}, not an autoencoder; give the best/ or last/ of its training")
+    try:
+        model, found = AutoencoderKL.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # diffusers, safetensors and torch raise whatever they like
+        reason = str(error).strip().partition("\n")[0]
+        raise RunError(f"{folder}: its weights cannot be loaded ({reason}); train it again") from None
+    if found["missing_keys"]:
+        raise RunError(f"{folder}: its weights lack {found['missing_keys'][0]}; train it again")
+    return model
 
 
 def train_autoencoder(
@@ -31,70 +55,89 @@ def train_autoencoder(
     out: str | Path,
     config: AutoencoderConfig = AutoencoderConfig(),
     *,
+    model: ModelMixin | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Path:
     """Train the latent encoder on prepared folders; returns the run's folder (`best/`, `last/`: diffusers
     AutoencoderKL).
 
-    Loss: L1 + gradient_weight * L1 of the image differences + kl_weight * KL per latent value. The scaling
-    1/std is measured on training slices with the final weights and written into the configs.
+    Loss: L1 + gradient_weight * L1 of the image differences + kl_weight * KL per latent value (Rombach et al.
+    2022, section 3.1, without perceptual and adversarial losses). The scaling 1/std is measured on training
+    slices with the final weights and written into the configs.
+
+    model: your own network in place of one of config.size and config.latent_channels; it is trained in place.
+        A diffusers model (ModelMixin and ConfigMixin) that answers as AutoencoderKL does:
+        encode(x).latent_dist, with mean and std (N, C, h, w), mode() and kl(); decode(z).sample; in its
+        config in_channels, latent_channels, block_out_channels (f is 2 to the power of their number - 1) and
+        scaling_factor, 1.0.
+
+    Raises RunError for a folder that cannot be used, before anything in it is touched; ScanError for data
+    that cannot be used.
     """
     out = Path(out)
-    train, held_out = (
-        SliceDataset(data, "train", lesion_free=True),
-        SliceDataset(data, "val", lesion_free=True),
-    )
+    train, held_out = (SliceDataset(data, split, lesion_free=True) for split in ("train", "val"))
+    inputs = described(data, train, model)
     torch.manual_seed(config.seed)
-    model = make_autoencoder(config.size, config.latent_channels)
+    if model is None:
+        model = make_autoencoder(config.size, config.latent_channels)
     shown = [held_out[i] for i in spread(len(held_out), 96)]
     val_images, val_brain = (torch.stack([s[k] for s in shown]) for k in ("image", "brain"))
 
-    def draw(batch, generator):
-        images, brain = augment.move(batch["image"], batch["brain"], generator)
+    def draw(batch: Batch, generator: torch.Generator) -> Batch:
+        images, brain = augment.move(batch["image"], batch["brain"], generator)  # (N, 1, H, W) twice
         images = augment.vary_intensity(images, brain, generator)
         images = augment.random_contrast(images, brain, generator, config.contrast_share)
         n, _, h, w = images.shape
         f = downsampling(model)
         again = torch.Generator().manual_seed(generator.initial_seed())
-        return {
-            "images": images,
-            "noise": torch.randn(n, config.latent_channels, h // f, w // f, generator=again),
-        }
+        noise = torch.randn(n, model.config.latent_channels, h // f, w // f, generator=again)  # (N, C, h, w)
+        return {"images": images, "noise": noise}
 
-    def loss_of(model, batch, generator):
-        return _autoencoder_losses(model, batch["images"], config, batch["noise"])
+    def losses_of(model: ModelMixin, batch: Batch, generator: torch.Generator) -> Batch:
+        return _losses(model, batch["images"], config, batch["noise"])
 
-    def validate(model, device):
+    def validate(model: ModelMixin, device: torch.device) -> dict[str, float]:
         with torch.no_grad():
             parts = [
-                (_autoencoder_losses(model, x.to(device), config), decode(model, encode(model, x.to(device))))
+                (_losses(model, x.to(device), config), decode(model, encode(model, x.to(device))))
                 for x in val_images.split(16)
             ]
         losses = {f"val_{k}": float(np.mean([p[0][k].item() for p in parts])) for k in parts[0][0]}
         return {**losses, "val_psnr": psnr(torch.cat([p[1].cpu() for p in parts]), val_images, val_brain)}
 
-    inputs = described(data, train)
-    train_model(model, train, out, config, loss_of, validate, inputs, resume, progress, "autoencoder", draw)
+    train_model(
+        model,
+        train,
+        out,
+        config,
+        losses_of=losses_of,
+        validate=validate,
+        draw=draw,
+        inputs=inputs,
+        resume=resume,
+        progress=progress,
+        title="autoencoder",
+    )
     some = [train[i]["image"] for i in spread(len(train), 256)]
     with processes().main_process_first():  # the others find it measured
         for name in ("best", "last"):
-            trained = AutoencoderKL.from_pretrained(out / name)
+            trained = type(model).from_pretrained(out / name)
             if trained.config.scaling_factor == 1.0:  # not measured yet
-                trained.register_to_config(
-                    scaling_factor=measure_scaling(trained, torch.stack(some).split(32))
-                )
+                scaling = measure_scaling(trained, torch.stack(some).split(32))
+                trained.register_to_config(scaling_factor=scaling)
                 save_model(trained, out / name)
     return out
 
 
-def _autoencoder_losses(
-    model, images: torch.Tensor, config: AutoencoderConfig, noise: torch.Tensor | None = None
-) -> dict[str, torch.Tensor]:
+def _losses(
+    model: ModelMixin, images: torch.Tensor, config: AutoencoderConfig, noise: torch.Tensor | None = None
+) -> Batch:
+    """{"loss", "reconstruction", "kl"}. images: (N, 1, H, W). noise: (N, C, h, w), None: the mode is decoded."""
     distribution = posterior(model, images)
-    z = distribution.mode() if noise is None else distribution.mean + distribution.std * noise
-    error = decode(model, z) - images  # the scaling is 1 while it trains
+    z = distribution.mode() if noise is None else distribution.mean + distribution.std * noise  # (N, C, h, w)
+    error = decode(model, z) - images  # (N, 1, H, W); the scaling is 1 while it trains
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     reconstruction = error.abs().mean() + config.gradient_weight * edges
-    kl = distribution.kl().mean() / z[0].numel()
+    kl = distribution.kl().mean() / z[0].numel()  # per latent value
     return {"loss": reconstruction + config.kl_weight * kl, "reconstruction": reconstruction, "kl": kl}

@@ -8,7 +8,7 @@ each slice are kept.
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,36 +21,50 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from madad_lite.autoencoder import downsampling, encode, posterior
+from madad_lite.errors import RunError
 from madad_lite.extensions.lesion_like import corrupt
 from madad_lite.files import write_json, writing
 from madad_lite.masking import brain_cells
 from madad_lite.slices.augment import AUGMENTATIONS
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.training.loop import step_generator
+from madad_lite.training.run_folder import data_fingerprint, read_json, refuse_others
 from madad_lite.training.settings import DenoiserConfig
 
-CHANGED = (
-    0.1  # a cell counts as corrupted when its latent moved by more than this, mean square over the channels
-)
+STAMP = "latents.json"  # what was encoded; marks the folder as ours
+ARRAYS = ("mean", "std", "brain", "corrupted", "changed")
+# a cell counts as corrupted when its latent moved by more than this, mean square over the channels
+CHANGED = 0.1
+log = logging.getLogger(__name__)
 
 
 class LatentDataset(Dataset):
-    """Cached latents of one split, memory-mapped.
+    """Cached latents of one split ("train" or "val"), memory-mapped.
 
     item: {"mean", "std": (C, h, w) float32, "brain": (1, h, w) bool cells}; with corrupted variants also
     "corrupted" (C, h, w) float32, the mean for the slice with lesion-like regions, and "changed" (1, h, w)
-    bool, the cells that moved.
+    bool, the cells that moved. `.variants`: how many times every slice is there.
+
+    Raises RunError when a file is damaged.
     """
 
     def __init__(self, folder: str | Path, split: str):
-        files = {
-            k: Path(folder) / f"{split}-{k}.npy" for k in ("mean", "std", "brain", "corrupted", "changed")
-        }
-        self.arrays = {k: np.load(f, mmap_mode="r") for k, f in files.items() if f.exists()}
-        # of the training split, every slice is there so many times
-        self.variants = (
-            json.loads((Path(folder) / "latents.json").read_text())["variants"] if split == "train" else 1
-        )
+        folder = Path(folder)
+        advice = f"remove {folder} and the latents are encoded again"
+        stamp = read_json(folder / STAMP, advice)
+        corrupted, variants = stamp.get("corrupted"), stamp.get("variants")
+        if not isinstance(corrupted, bool) or not isinstance(variants, int) or variants < 1:
+            raise RunError(f"{folder / STAMP}: damaged, or the encoding was interrupted; {advice}")
+        self.variants = variants if split == "train" else 1
+        self.arrays: dict[str, np.ndarray] = {}
+        for name in ARRAYS if corrupted else ARRAYS[:3]:
+            path = folder / f"{split}-{name}.npy"
+            try:
+                self.arrays[name] = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                raise RunError(f"{path}: damaged ({error}); {advice}") from None
+        if len({len(a) for a in self.arrays.values()}) > 1 or len(self) % self.variants:
+            raise RunError(f"{folder}: its files do not fit each other; {advice}")
 
     def __len__(self) -> int:
         return len(self.arrays["mean"])
@@ -67,6 +81,11 @@ def fingerprint(model: torch.nn.Module) -> str:
     ).hexdigest()
 
 
+def latents_fingerprint(folder: str | Path) -> str:
+    """Of what a folder of latents was encoded from: another one for other slices, weights or settings."""
+    return hashlib.sha256((Path(folder) / STAMP).read_bytes()).hexdigest()
+
+
 @torch.no_grad()
 def encode_latents(
     data: str | Path | Sequence[str | Path],
@@ -78,18 +97,23 @@ def encode_latents(
     progress: bool = True,
 ) -> Path:
     """Encode every lesion-free slice once: the scaled mean and standard deviation of its posterior, and its
-    brain cells.
+    brain cells. Returns the folder, for LatentDataset.
 
     Variant 0 is the slice itself; the training split gets `config.variants` - 1 augmented ones beside it, and
     each a corrupted twin when `config.corruption_share` is above 0. Done already for the same data, weights
-    and settings: nothing is done again.
+    and settings: nothing is done again. Raises RunError for a folder that holds anything but latents.
     """
     folder = Path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    stamp = folder / STAMP
+    if stamp.exists():
+        earlier = read_json(stamp, f"remove {folder} and run it again, or choose another folder")
+    else:
+        earlier = None
+        refuse_others(folder, {f"{STAMP}.part"})  # there when it was stopped early
     splits = {s: SliceDataset(data, s, lesion_free=True) for s in ("train", "val")}
     described = {
         "autoencoder": fingerprint(autoencoder),
+        "data": data_fingerprint(data),
         "scans": {s: list(d.scan_ids) for s, d in splits.items()},
         "slices": {s: len(d) for s, d in splits.items()},
         "variants": config.variants,
@@ -98,13 +122,15 @@ def encode_latents(
         "brain": [config.brain_fraction, config.brain_block],
         "seed": config.seed,
     }
-    stamp = folder / "latents.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == described:
+    if earlier == described:
+        log.info("%s: encoded already", folder)
         return folder
     with writing(folder):
-        stamp.unlink(missing_ok=True)
-        for old in folder.glob("*.npy"):
-            old.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(stamp, {"unfinished": True})
+        for name in (f"{split}-{array}.npy" for split in splits for array in ARRAYS):
+            (folder / name).unlink(missing_ok=True)
+            (folder / f"{name}.part").unlink(missing_ok=True)
     for split, dataset in splits.items():
         _encode_split(split, dataset, autoencoder, folder, config, batch_size, progress)
     write_json(stamp, described)

@@ -1,13 +1,113 @@
-"""Settings of the two trainings and of detection, and three named sets of them: lite, paper, authors."""
+"""Settings of the two trainings, and three named sets of these and of detection's: lite, paper, authors."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
+from typing import NamedTuple
+
+from madad_lite.autoencoder import AUTOENCODERS
+from madad_lite.denoiser import SIZES
+from madad_lite.errors import Refused
+from madad_lite.slices.augment import AUGMENTATIONS
+
+
+class Between(NamedTuple):
+    """Numbers that a setting may have, the limits among them."""
+
+    low: float
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        low, high = (f"{x:.12g}" for x in self)
+        return f"from {low} to {high}" if self.high < math.inf else f"{low} or more"
+
+
+COUNT, SHARE, NOT_NEGATIVE, POSITIVE = Between(1, 10**9), Between(0, 1), Between(0), Between(1e-12)
+
+# What a setting may be: one of some words, or a number in a range. Its type is that of the field.
+ALLOWED: dict[str, Collection[str] | Between] = {
+    "steps": COUNT,
+    "epochs": Between(1e-6, 1e6),
+    "batch_size": COUNT,
+    "gradient_accumulation": COUNT,
+    "learning_rate": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "warmup_steps": Between(0, 10**9),
+    "warmup_epochs": Between(0, 1e6),
+    "schedule": ("cosine", "constant"),
+    "max_grad_norm": POSITIVE,
+    "ema_decay": SHARE,
+    "mixed_precision": ("auto", "no", "fp16", "bf16"),
+    "validate_every": COUNT,
+    "checkpoint_every": COUNT,
+    "seed": Between(0, 2**32 - 1),
+    "AutoencoderConfig.size": AUTOENCODERS,
+    "latent_channels": Between(1, 256),
+    "kl_weight": NOT_NEGATIVE,
+    "gradient_weight": NOT_NEGATIVE,
+    "contrast_share": SHARE,
+    "DenoiserConfig.size": SIZES,
+    "mask_loss": ("bce", "mse"),
+    "mask_weight": NOT_NEGATIVE,
+    "dropout": SHARE,
+    "max_ratio": SHARE,
+    "brain_fraction": SHARE,
+    "brain_block": Between(1, 1024),
+    "variants": Between(1, 1000),
+    "augmentation": AUGMENTATIONS,
+    "corruption_share": SHARE,
+    "last_step_share": SHARE,
+    # of detection
+    "eta": SHARE,
+    "mask_threshold": SHARE,
+    "gamma": POSITIVE,
+    "sigma": NOT_NEGATIVE,
+    "reference": ("reconstruction", "input"),
+    "intensity_weight": NOT_NEGATIVE,
+    "neighbour_sigma": NOT_NEGATIVE,
+}
+
+
+def _checked(config, name: str, kind: str):
+    """The setting's value as its type, `kind` as the class writes it; Refused for one that is not allowed."""
+    value = getattr(config, name)
+    allowed = ALLOWED.get(f"{type(config).__name__}.{name}", ALLOWED.get(name))
+    kind, _, optional = kind.partition(" | ")
+    if value is None and optional == "None":
+        return None
+    if kind == "bool":
+        good, wanted = isinstance(value, bool), "true or false"
+    elif kind == "str":
+        good = isinstance(value, str) and (allowed is None or value in allowed)
+        wanted = f"one of {', '.join(allowed)}" if allowed else "a word"
+    else:
+        good = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300
+        if good and kind == "int":
+            good = value == int(value)  # 1e3 is a whole number as well
+        good = good and (allowed is None or allowed.low <= value <= allowed.high)
+        wanted = f"a {'whole ' if kind == 'int' else ''}number" + (f", {allowed}" if allowed else "")
+    if not good:
+        raise Refused(f"{name}={value!r}: must be {wanted}{' or null' if optional else ''}")
+    return {"bool": bool, "str": str, "int": int, "float": float}[kind](value)
+
+
+def check(config) -> None:
+    """Make every setting the type of its field (1e3 steps are 1000); Refused for what is not allowed."""
+    for f in fields(config):
+        object.__setattr__(config, f.name, _checked(config, f.name, f.type))  # the class is frozen
+
+from madad_lite.settings import AUTHORS, PAPER, DetectionSettings
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """What both trainings share."""
+
+    def __post_init__(self):
+        check(self)
 
     steps: int = 2000  # optimiser steps; `epochs` overrides it
     epochs: float | None = None
@@ -63,28 +163,10 @@ class DenoiserConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class DetectionConfig:
-    """Arguments of MadAdPipeline with the same names."""
-
-    eta: float = 0.5  # randomness of the reverse process
-    mask_threshold: float = 0.5  # a cell is replaced where its chance of "noised" is above
-    gamma: float | None = 0.2  # where differences are clipped
-    squared: bool = True  # squared or absolute differences
-    sigma: float = 2.0  # smoothing, in pixels
-    reference: str = "reconstruction"  # what the healed slice is compared with; "input": the scan itself
-    weighted: bool = False  # differences count as much as the network took the cell for noise
-    intensity_weight: float = (
-        0.0  # bright (on T1: dark) voxels count more, see extensions/intensity_weight.py
-    )
-    # mm over which neighbouring slices decide together, see extensions/neighbouring_slices.py; the paper: each alone
-    neighbour_sigma: float = 0.0
-
-
-@dataclass(frozen=True)
 class Recipe:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
     spacing: float = 2.0  # of the slices, mm
     slice_size: int = 96  # pixels
 
@@ -106,7 +188,7 @@ RECIPES = {
     # for two CPU cores; the shipped weights'
     "lite": Recipe(
         denoiser=DenoiserConfig(corruption_share=0.5, last_step_share=0.3),
-        detection=DetectionConfig(
+        detection=DetectionSettings(
             mask_threshold=0.2, sigma=0.7, reference="input", weighted=True, neighbour_sigma=3.0
         ),
     ),
@@ -129,7 +211,7 @@ RECIPES = {
             validate_every=1000,
             checkpoint_every=1000,
         ),
-        DetectionConfig(eta=0.0, gamma=0.2, squared=True, sigma=5.0, reference="input"),
+        DetectionSettings(eta=0.0, sigma=5.0, reference="input", **PAPER),
         **_PAPER_SLICES,
     ),
     # what the authors' published code does where it differs
@@ -153,18 +235,22 @@ RECIPES = {
             validate_every=1000,
             checkpoint_every=1000,
         ),
-        DetectionConfig(eta=0.5, gamma=0.25, squared=False, sigma=5.0, reference="reconstruction"),
+        DetectionSettings(eta=0.5, reference="reconstruction", **AUTHORS),
         **_PAPER_SLICES,
     ),
 }
 
 
 def configured(config, **changes):
-    """The same settings with some changed; ValueError for a name that does not exist."""
-    unknown = set(changes) - {f.name for f in fields(config)}
-    if unknown:
-        raise ValueError(f"no such setting: {', '.join(sorted(unknown))}")
-    return replace(config, **changes)
+    """The same settings with some changed; Refused for a name that does not exist or a value that is not
+    allowed.
+    """
+    names = [f.name for f in fields(config)]
+    if unknown := sorted(set(changes) - set(names)):
+        raise Refused(f"no such setting: {', '.join(unknown)}; choose from {', '.join(names)}")
+    config = replace(config, **changes)
+    check(config)
+    return config
 
 
 def table() -> str:
