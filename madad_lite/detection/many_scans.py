@@ -115,7 +115,8 @@ def detect(
     pipes = _pipelines(weights)
     for pipe in pipes:
         pipe.to(device or (state.device if state.device.type == "cuda" else "cpu"))
-        if not 1 <= num_inference_steps <= (most := pipe.scheduler.config.num_train_timesteps):
+        most = pipe.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= most:
             raise Refused(f"steps: 1 to {most} reverse steps are possible, not {num_inference_steps}")
     decides = score == "image" and all(pipe.config.decision_threshold is not None for pipe in pipes)
     if mask and not decides:
@@ -279,7 +280,9 @@ def _write(
     from madad_lite.plotting import scan_report
 
     about = f"Weights: {now['weights']['name']}, for {now['weights']['contrast'].upper()} contrast"
-    about += f"; the scan looks like {now['contrast_seen'].upper()}" if now["contrast_seen"] else ""
+    if seen := now["contrast_seen"]:
+        fits = LIKE.get(now["weights"]["contrast"], seen) == seen
+        about += f"{'; the scan looks' if fits else ', but the scan looks'} like {seen.upper()}"
     name = stem(now["scan"]["file"])
     earlier = set(old["files"] if old else ())
     now["files"] = sorted(f.name for f in files.values())
