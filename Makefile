@@ -3,11 +3,12 @@
 #   VENV=DIR         another virtual environment
 #   PYTHON=python3.12  the Python to make it with
 #   INSTALLER=pip    use venv and pip also where uv is installed (INSTALLER=uv: the other way round)
-#   PIP_CONSTRAINT, UV_CONSTRAINT and the installers' other variables work as usual. On Linux PyTorch's default build
-#   brings several GB of CUDA libraries; the variables (UV_TORCH_BACKEND=cpu, PIP_EXTRA_INDEX_URL, ...) choose a smaller one.
+#   TORCH=default    PyTorch's default build: on Linux it brings several GB of CUDA libraries, and machines without an
+#                    NVIDIA GPU get the CPU build instead (TORCH=cpu; cu126, rocm6.4, ... are PyTorch's other builds)
+#   PIP_CONSTRAINT, UV_CONSTRAINT and the installers' other variables work as usual.
 
 VENV ?= .venv
-export VENV
+export VENV TORCH
 STAMP := $(VENV)/.madad-lite-installed
 BIN := $(VENV)/bin
 OUT ?= results/demo
@@ -16,7 +17,7 @@ OUT ?= results/demo
 TESTING := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 HF_HUB_OFFLINE=1
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help env demo test test-unit test-notebooks lab notebooks lint restamp clean
+.PHONY: help env demo test test-unit test-quick test-notebooks lab notebooks lint restamp clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,6 +39,9 @@ test: $(STAMP)  ## unit tests, then every notebook is run and compared with its 
 test-unit: $(STAMP)  ## only the unit tests
 	MPLBACKEND=Agg $(TESTING) $(BIN)/python -m pytest tests $(WORKERS)
 
+test-quick: $(STAMP)  ## the unit tests without those marked slow
+	MPLBACKEND=Agg $(TESTING) $(BIN)/python -m pytest tests -m "not slow" $(WORKERS)
+
 test-notebooks: $(STAMP)  ## only the notebooks
 	$(TESTING) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks $(WORKERS)
 
@@ -49,6 +53,7 @@ notebooks: $(STAMP)  ## run notebooks/*.py again and store them as .ipynb with t
 
 lint: $(STAMP)  ## ruff, and shellcheck where it is installed
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	if command -v shellcheck > /dev/null; then shellcheck data_download.sh scripts/*.sh .ci/run; fi
 
 restamp: $(STAMP)  ## write the repository's address from pyproject.toml into badges, set-up cells and links (URL=... to change it)

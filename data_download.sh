@@ -43,9 +43,9 @@ md5_of() { # macOS has md5, Linux md5sum
     if command -v md5sum > /dev/null; then md5sum < "$1" | cut -d ' ' -f 1; else md5 -q "$1"; fi
 }
 
-content_length() { # of the file at an address; nothing where the server does not say
-    curl -sfIL --connect-timeout 30 "$1" 2> /dev/null | tr -d '\r' |
-        awk 'tolower($1) == "content-length:" { n = $2 } END { print n }' || true
+content_length() { # of the file at an address; nothing where the server does not say. Redirects and errors have lengths too
+    { curl -sIL --connect-timeout 30 "$1" 2> /dev/null || true; } | tr -d '\r' |
+        awk '/^HTTP\// { code = $2; n = 0 } tolower($1) == "content-length:" { n = $2 } END { if (code == 200 && n > 0) print n }'
 }
 
 check_space() { # bytes that will be needed
@@ -56,7 +56,7 @@ check_space() { # bytes that will be needed
 }
 
 download() { # address, file, size or nothing: goes on with what the file holds
-    local url=$1 file=$2 size=$3 try=1 code http progress=-sS
+    local url=$1 file=$2 size=$3 try=1 code http what progress=-sS
     if [ -t 2 ]; then progress=--progress-bar; fi
     while [ -z "$size" ] || [ "$(bytes_of "$file")" -ne "$size" ]; do
         code=0
@@ -66,16 +66,20 @@ download() { # address, file, size or nothing: goes on with what the file holds
         case $code:$http in
             22:416) break ;; # nothing comes after what the file holds; the md5 sum will tell
             22:4*) die "$url: the server answers $http. Has the file moved? MADAD_IXI_URL or MADAD_MSD_URL name another server." ;;
+            47:*) die "$url: the server sends in circles (too many redirects). MADAD_IXI_URL or MADAD_MSD_URL name another server." ;;
+            23:*) die "$file: cannot be written (curl error 23); is the disk full? Make room, then give the same command again." ;;
             5:* | 6:* | 7:*) die "$url: the server cannot be reached (curl error $code); is the network there? Then give the same command again." ;;
             33:* | 36:*) # the server cannot send the rest alone
                 say "the server cannot go on where it stopped: from the start again"
                 rm -f "$file" ;;
         esac
+        if [ "$code" -eq 22 ]; then what="the server answers $http"; else what="the connection broke (curl error $code)"; fi
         if [ "$try" -ge "$TRIES" ]; then
+            [ "$code" -ne 22 ] || die "$url: $what, $try times. Give the same command again later; what is here is kept."
             die "$url: the download broke off (curl error $code) after $(human "$(bytes_of "$file")")." \
                 "Those are kept: give the same command again to go on."
         fi
-        say "the connection broke (curl error $code): going on"
+        say "$what: going on"
         sleep "$try"
         try=$((try + 1))
     done
@@ -94,6 +98,7 @@ unpack() { # archive, name, note for the mark: all of it appears under its name,
         root=$(find "$root" -mindepth 1 -maxdepth 1 -type d ! -name '._*')
     fi
     [ "$(count "$root" -name '*.nii.gz')" -gt 0 ] || die "$1: holds no NIfTI file (.nii.gz); is it the right archive?"
+    rm -rf "$root/.complete" # one that lies in the archive may be a link to elsewhere
     say "$3" > "$root/.complete"
     mv "$root" "$OUT/$2"
     rm -f "$1"
@@ -119,6 +124,10 @@ get() { # name, address, md5
         say "$url: the server does not tell the size; free space is not checked"
     fi
     download "$url" "$file" "$size"
+    if [ ! -s "$file" ]; then
+        rm -f "$file"
+        die "$url: the server sent an empty file. Has it moved? MADAD_IXI_URL or MADAD_MSD_URL name another server."
+    fi
 
     say "checking"
     found=$(md5_of "$file")

@@ -4,7 +4,7 @@ JSON.
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import json
 import os
 import platform
@@ -35,7 +35,10 @@ def machine() -> str:
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "diffusers", "numpy"))
+    # the modules' own word, not the package's: only that tells the build (2.14.1+cu130)
+    versions = ", ".join(
+        f"{p} {importlib.import_module(p).__version__}" for p in ("torch", "diffusers", "numpy")
+    )
     return (
         f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores in use, "
         f"{memory:.0f} GiB; {gpu()}; "

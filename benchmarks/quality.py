@@ -35,13 +35,15 @@ from madad_lite.family import BASELINES
 from madad_lite.family.dae import DenoisingAutoencoder
 from madad_lite.family.ddpm import Diffusion
 from madad_lite.files import write_json
-from madad_lite.pipeline import WEIGHTS, MadAdPipeline
+from madad_lite.pipeline import MadAdPipeline
 from madad_lite.plotting import slice_grid
 from madad_lite.training.settings import RECIPES
+from madad_lite.weights import WEIGHTS
 
 VALIDATION = {"t1": ("cohort_t1", "ixi_t1"), "flair": ("cohort_flair", "ixi_flair")}
 TEST = {"t1": ("cohort_t1", "ixi_t1", "ms_t1"), "flair": ("cohort_flair", "glioma_flair", "ms_flair")}
 ENOUGH = 6  # patients; of fewer the bootstrap's intervals exclude 0 far too often
+# (pipeline, images, brain, the scan of each slice: its volume) -> scores
 Method = Callable[[MadAdPipeline, torch.Tensor, torch.Tensor, np.ndarray], torch.Tensor]
 SMOOTHING = (
     ("", 0, 0),
@@ -54,8 +56,8 @@ SMOOTHING = (
 def mad_ad(*, alone: bool = False, changes: dict | None = None, **options) -> Method:
     """`changes`: parts and settings of the pipeline, in place of those of the weights."""
 
-    def run(pipe, images, brain, subjects):
-        volumes = None if alone else subjects
+    def run(pipe, images, brain, scans):
+        volumes = None if alone else scans
         if changes:
             pipe = MadAdPipeline.from_pretrained(pipe.name_or_path, **changes)
         run = dict(brain=brain, volumes=volumes, generator=torch.Generator().manual_seed(0), progress=False)
@@ -65,7 +67,7 @@ def mad_ad(*, alone: bool = False, changes: dict | None = None, **options) -> Me
 
 
 def baseline(method: Callable) -> Method:
-    return lambda pipe, images, brain, subjects: method(pipe, images, brain)
+    return lambda pipe, images, brain, scans: method(pipe, images, brain)
 
 
 def helped(method: Method, sigma: float, through: float, weight: float) -> Method:
@@ -73,10 +75,10 @@ def helped(method: Method, sigma: float, through: float, weight: float) -> Metho
     MAD-AD gets.
     """
 
-    def run(pipe, images, brain, subjects):
-        score = method(pipe, images, brain, subjects)
-        for subject in np.unique(subjects):
-            rows = np.flatnonzero(subjects == subject)
+    def run(pipe, images, brain, scans):
+        score = method(pipe, images, brain, scans)
+        for scan in np.unique(scans):
+            rows = np.flatnonzero(scans == scan)
             volume = ndimage.gaussian_filter(score[rows, 0].numpy(), (through, sigma, sigma), mode="constant")
             score[rows, 0] = torch.from_numpy(volume)
         score = weigh_by_intensity(score, images, weight, contrast=pipe.config.contrast) if weight else score
@@ -90,7 +92,7 @@ def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Me
     files = sorted(f for w in weights for f in w.rglob("*") if f.suffix in (".json", ".safetensors"))
     state = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
-    def run(pipe, images, brain, subjects):
+    def run(pipe, images, brain, scans):
         which = hashlib.sha256(
             label.encode() + images.numpy().tobytes() + brain.numpy().tobytes()
         ).hexdigest()[:16]
@@ -99,7 +101,7 @@ def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Me
             folder.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
             with open(part, "wb") as file:
-                np.save(file, method(pipe, images, brain, subjects).numpy().astype(np.float16))
+                np.save(file, method(pipe, images, brain, scans).numpy().astype(np.float16))
             part.replace(path)
         return torch.from_numpy(np.load(path).astype(np.float32))
 
@@ -161,12 +163,6 @@ def candidates(
     return found
 
 
-def joined(sets: list[LabelledSlices]) -> LabelledSlices:
-    parts = [[getattr(s, k) for s in sets] for k in ("image", "brain", "lesion")]
-    names = (np.concatenate([getattr(s, k) for s in sets]) for k in ("subjects", "scans"))
-    return LabelledSlices(*map(torch.cat, parts), *names, sets[0].spacing)
-
-
 def patients_only(s: LabelledSlices) -> tuple[LabelledSlices, LabelledSlices | None]:
     """(slices of the subjects with lesion, slices of those without)."""
     area = (s.lesion & s.brain).flatten(1).sum(1).numpy()
@@ -197,12 +193,11 @@ def measure(
         spacing=sick.spacing,
     )
     if healthy is not None:
-        found = ((healthy_score >= threshold) & healthy.brain).flatten(1).sum(1).numpy()
-        share = [
-            found[healthy.subjects == x].sum() / healthy.brain[healthy.subjects == x].sum()
-            for x in set(healthy.subjects)
-        ]
-        result["healthy"] = {"subjects": len(share), "marked_share_of_brain": float(np.mean(share))}
+        nothing = torch.zeros_like(healthy.brain)
+        alarms = metrics.false_positive_volume(
+            healthy_score, nothing, healthy.subjects, threshold, brain=healthy.brain
+        )
+        result["healthy"] = {"subjects": alarms["subjects"], "marked_share_of_brain": alarms["brain_share"]}
     return result
 
 
@@ -277,7 +272,7 @@ def main() -> None:
             np.flatnonzero(np.isin(sick.subjects, np.array(order)[pairs % args.validation_every == 0]))
         )
 
-    val = joined([validation(n) for n in VALIDATION[args.contrast] if n in folders])
+    val = LabelledSlices.joined([validation(n) for n in VALIDATION[args.contrast] if n in folders])
     source = Path(args.weights) if Path(args.weights).exists() else WEIGHTS / args.weights
     chosen, lines = {}, [f"## {args.contrast}: validation, {len(set(val.subjects))} subjects", "", HEAD]
     methods = candidates(pipe, source, args.baselines, args.settle, args.data / "maps")
@@ -285,7 +280,7 @@ def main() -> None:
     for name, settings in tqdm(methods.items(), desc="choosing"):
         best = None
         for setting, method in settings.items():
-            score = method(pipe, val.image, val.brain, val.subjects)
+            score = method(pipe, val.image, val.brain, val.scans)
             dice, threshold = metrics.pooled_max_dice(score, val.lesion, val.brain)
             lines.append(row(name, setting, measure(score, threshold, val, None, None)))
             tqdm.write(lines[-1])
@@ -309,9 +304,9 @@ def main() -> None:
         ]
         results, scores = {}, {}
         for method_name, (_, setting, threshold, method) in chosen.items():
-            scores[method_name] = method(pipe, sick.image, sick.brain, sick.subjects)
+            scores[method_name] = method(pipe, sick.image, sick.brain, sick.scans)
             on_healthy = (
-                None if healthy is None else method(pipe, healthy.image, healthy.brain, healthy.subjects)
+                None if healthy is None else method(pipe, healthy.image, healthy.brain, healthy.scans)
             )
             results[method_name] = measure(scores[method_name], threshold, sick, on_healthy, healthy)
             if name.startswith("cohort"):

@@ -60,7 +60,7 @@ def one_scan(scan: str, out: str) -> None:
     start = time.perf_counter()
     from madad_lite import pipeline, scoring
     from madad_lite.detection import many_scans
-    from madad_lite.scans import prepare
+    from madad_lite.scans import output, prepare
 
     stages["import"] = time.perf_counter() - start
     pipe_class = pipeline.MadAdPipeline
@@ -71,10 +71,10 @@ def one_scan(scan: str, out: str) -> None:
         ("read and prepare", pipeline, "prepare_volume"),
         ("register", prepare, "_register"),
         ("encode", pipe_class, "encode"),
-        ("reverse process", pipe_class, "_heal"),
+        ("reverse process", pipeline, "reverse_in_groups"),
         ("decode", pipe_class, "decode"),
         ("score", scoring, "image_difference"),
-        ("return to the scan's grid", pipeline, "return_to_scan"),
+        ("return to the scan's grid", output, "return_to_scan"),
         ("write files and report", many_scans, "_write"),
     ):
         timed(stage, owner, name)

@@ -1,77 +1,151 @@
-"""The command line: madad demo | phantom | prepare | recolour | train | assemble | detect | evaluate |
-reproduce | ...
+"""The command line: madad demo | phantom | prepare | recolour | train | assemble | detect | evaluate | ...
 
-Thin: each command calls one function.
+Thin: each command is its arguments and, below them, the call of one function. What is heavy to import is
+imported by the command that needs it.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import logging
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import madad_lite
-from madad_lite.errors import Refused
+from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 LAYOUTS = ("auto", "plain", "ixi", "atlas", "brats", "msd", "cohort", "glioma", "ms")
+YES_NO = {"auto": "auto", "yes": True, "no": False}
+AGAIN_AFTER = 5.0  # s: a Ctrl-C that was swallowed comes again
+COMMANDS: dict[str, tuple[str, tuple, Callable]] = {}  # name: (what it does, its arguments, what runs)
 
 
-def _settings(pairs: list[str]) -> dict:
+def arg(*names: str, **options) -> tuple[tuple[str, ...], dict]:
+    """An argument, in add_argument's words."""
+    return names, options
+
+
+def command(name: str, text: str, *arguments):
+    """Adds a command; the function gets the arguments as they were parsed and returns nothing, or the exit
+    code.
+    """
+
+    def add(run: Callable) -> Callable:
+        COMMANDS[name] = (text, arguments, run)
+        return run
+
+    return add
+
+
+def path(text: str) -> str:
+    """An empty one would be the current folder: most likely a variable that a script did not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name; give the path of a file or folder")
+    return text
+
+
+def folder(text: str) -> str:
+    if Path(path(text)).exists() and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
+    return text
+
+
+INPUT = arg("source", type=path, help="the folder that is read")
+RESULTS = arg("--out", type=folder, default="results/demo")
+OUT = arg("--out", type=folder, required=True, help="the folder that is written")
+DATA = arg("--data", nargs="+", type=path, required=True, help="prepared folders")
+WEIGHTS = arg("--weights", type=path, default="t1", help="a shipped name, a folder, or a hub id")
+CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
+REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
+RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
+SEED = arg("--seed", type=int, default=0)
+FORCE = arg("--force", action="store_true", help="replace what an earlier call wrote")
+REVERSE = (
+    arg("--steps", type=int, default=10, help="reverse steps, at most 10"),
+    arg("--eta", type=float, help="randomness of the reverse process, 0: none; default: the model's own"),
+    arg("--score", choices=("image", "latent", "mask"), default="image", help="what the map measures"),
+    SEED,
+)
+
+
+def chosen(args, names: str) -> dict:
+    """{"seed": args.seed, ...}: arguments that the called function names alike."""
+    return {name: getattr(args, name) for name in names.split()}
+
+
+def changes(metavar: str, text: str):
+    return arg("--set", nargs="*", action="extend", default=[], metavar=metavar, help=text)
+
+
+def settings(pairs: list[str]) -> dict:
     """["steps=100", "mask_loss=mse"] -> {"steps": 100, "mask_loss": "mse"}."""
-    settings = {}
+    found = {}
     for pair in pairs:
-        key, sign, value = pair.partition("=")
+        name, sign, value = pair.partition("=")
         if not sign:
             raise Refused(f"--set wants name=value, not {pair!r}")
         try:
-            settings[key.strip()] = json.loads(value)
+            found[name.strip()] = json.loads(value)
         except json.JSONDecodeError:
-            settings[key.strip()] = value
-    return settings
+            found[name.strip()] = value
+    return found
 
 
-def _demo(args) -> int:
+@command("demo", "the main job end to end on simulated subjects; writes a page with pictures", RESULTS)
+def demo(args):
     from madad_lite.demo.run import run_demo
 
     run_demo(args.out)
-    return 0
 
 
-def _phantom(args) -> int:
+@command(
+    "phantom",
+    "write a cohort of simulated subjects as NIfTI files",
+    OUT,
+    arg("--normal", type=int, default=8),
+    arg("--patients", type=int, default=4),
+    arg("--contrast", nargs="+", choices=CONTRASTS, default=["t1"]),
+    arg("--spacing", type=float, default=2.0, help="voxel size in mm"),
+    SEED,
+    FORCE,
+)
+def phantom(args):
     from madad_lite.simulation.cohort import write_cohort
 
-    folder = write_cohort(
-        args.out,
-        normal=args.normal,
-        patients=args.patients,
-        contrasts=tuple(args.contrast),
-        spacing=args.spacing,
-        seed=args.seed,
-        force=args.force,
-    )
-    print(f"simulated subjects: {folder}")
-    return 0
+    options = chosen(args, "normal patients spacing seed force")
+    written = write_cohort(args.out, contrasts=tuple(args.contrast), **options)
+    print(f"simulated subjects: {written}")
 
 
-def _prepare(args) -> int:
+@command(
+    "prepare",
+    "turn a folder of scans into slices on one grid",
+    INPUT,
+    OUT,
+    CONTRAST,
+    arg("--layout", choices=LAYOUTS, default="auto"),
+    REGISTER,
+    arg("--spacing", type=float, default=2.0, help="of the slices, mm"),
+    arg("--size", type=int, default=96, help="of the slices, pixels"),
+    arg("--splits", type=path, help='JSON file {"train": [subjects], "val": ..., "test": ...}; else random'),
+    arg("--patients-in-train", action="store_true", help="train on the lesion-free slices of patients too"),
+    arg("--png", type=folder, help="also write PNG files to this folder"),
+    arg("--workers", type=int, help="processes; default: one a core"),
+    SEED,
+)
+def prepare(args) -> int:
     from madad_lite.authors.png_export import export_png
     from madad_lite.scans.grid import Grid
     from madad_lite.slices.folder import prepare_folder
 
-    manifest = prepare_folder(
-        args.source,
-        args.out,
-        contrast=args.contrast,
-        layout=args.layout,
-        grid=Grid(spacing=args.spacing, size=args.size),
-        register={"auto": "auto", "yes": True, "no": False}[args.register],
-        seed=args.seed,
-        workers=args.workers,
-        patients_in_train=args.patients_in_train,
-        splits=args.splits,
-    )
+    options = chosen(args, "contrast layout seed workers patients_in_train splits")
+    options |= {"grid": Grid(spacing=args.spacing, size=args.size), "register": YES_NO[args.register]}
+    manifest = prepare_folder(args.source, args.out, **options)
     if args.png:
         export_png(manifest, args.png)
     counts = ", ".join(f"{len(manifest.scans(s))} {s}" for s in ("train", "val", "test"))
@@ -81,384 +155,231 @@ def _prepare(args) -> int:
     return 1 if manifest.skipped else 0
 
 
-def _recolour(args) -> int:
+@command("recolour", "prepared T1 slices of normal subjects -> FLAIR-like ones", INPUT, OUT, SEED)
+def recolour(args):
     from madad_lite.simulation.recolour import recolour_folder
 
     manifest = recolour_folder(args.source, args.out, seed=args.seed)
     print(f"{args.out}: {len(manifest.scans())} scans in FLAIR contrast, made from T1")
-    return 0
 
 
-def _train(args) -> int:
+@command(
+    "train",
+    "train the autoencoder or the masked denoiser on prepared slices",
+    arg("stage", choices=("autoencoder", "denoiser")),
+    DATA,
+    OUT,
+    arg("--autoencoder", type=path, help="for the denoiser: folder of the trained autoencoder"),
+    RECIPE,
+    changes("NAME=VALUE", "settings that differ, such as steps=500 size=XS"),
+    arg("--resume", action="store_true", help="go on from the last checkpoint"),
+)
+def train(args):
     from madad_lite.training.autoencoder import train_autoencoder
     from madad_lite.training.denoiser import train_denoiser
     from madad_lite.training.settings import RECIPES, configured
 
-    recipe, changes = RECIPES[args.recipe], _settings(args.set)
+    recipe = RECIPES[args.recipe]
     if args.stage == "autoencoder":
-        config = configured(recipe.autoencoder, **changes)
+        config = configured(recipe.autoencoder, **settings(args.set))
         run = train_autoencoder(args.data, args.out, config, resume=args.resume)
     else:
         if args.autoencoder is None:
             raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")
-        config = configured(recipe.denoiser, **changes)
+        config = configured(recipe.denoiser, **settings(args.set))
         run = train_denoiser(args.data, args.autoencoder, args.out, config, resume=args.resume)
     print(f"weights: {run / 'best'} and {run / 'last'}")
-    return 0
 
 
-def _assemble(args) -> int:
-    from dataclasses import asdict
+@command(
+    "assemble",
+    "join a trained autoencoder and denoiser to a pipeline's folder",
+    arg("--autoencoder", type=path, required=True),
+    arg("--denoiser", type=path, required=True),
+    arg("--data", type=path, required=True, help="a prepared folder: contrast and grid are taken from it"),
+    OUT,
+    RECIPE,
+    changes("NAME=VALUE", "settings of detection, such as mask_threshold=0.3; decision_threshold too"),
+    arg("--half", action="store_true", help="store in half precision"),
+    FORCE,
+)
+def assemble(args):
+    from madad_lite.training.assemble import assemble
 
-    from madad_lite.files import new_folder
-    from madad_lite.pipeline import load_parts
-    from madad_lite.slices.folder import Manifest
-    from madad_lite.training.settings import RECIPES, configured
-
-    if Path(args.out).exists() and not args.force:
-        raise Refused(f"{args.out}: exists already; add --force to replace it")
-    if Path(args.out).exists() and not (Path(args.out) / "model_index.json").exists():
-        raise Refused(f"{args.out}: exists and is no pipeline's folder; choose another one")
-    manifest = Manifest.load(args.data)
-    changes = _settings(args.set)
-    threshold = changes.pop("decision_threshold", None)
-    pipe = load_parts(
-        args.autoencoder,
-        args.denoiser,
-        contrast=manifest.contrast,
-        grid=manifest.grid.to_dict(),
-        decision_threshold=threshold,
-        **asdict(configured(RECIPES[args.recipe].detection, **changes)),
-    )
-    if args.half:
-        pipe.autoencoder.half(), pipe.denoiser.half()
-    with new_folder(Path(args.out), replace=args.force) as part:
-        pipe.save_pretrained(part)
-    print(f"pipeline: {args.out}")
-    return 0
+    options = chosen(args, "autoencoder denoiser data out recipe half force")
+    print(f"pipeline: {assemble(**options, changes=settings(args.set))}")
 
 
-def _detect(args) -> int:
+@command(
+    "detect",
+    "anomaly maps of scans",
+    arg("scan", nargs="+", type=path, help="NIfTI files, or folders of them: all but earlier results"),
+    OUT,
+    arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
+    arg("--force-contrast", action="store_true", help="also scans that look like another contrast"),
+    arg("--brain", type=path, help="brain mask; of several scans a pattern, such as {name}_mask.nii.gz"),
+    arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
+    arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
+    arg("--channel", type=int, help="which volume of a 4-D file"),
+    REGISTER,
+    arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
+    arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
+    arg("--batch-size", type=int, help="slices at once; default: as many as fit"),
+    arg("--device", help="cpu, cuda, ...; default: a GPU if there is one"),
+    arg("--resume", action="store_true", help="leave out the scans whose results are there"),
+    arg("--force", action="store_true", help="overwrite results"),
+    *REVERSE,
+)
+def detect(args) -> int:
+    if args.resume and args.force:
+        raise Refused("--resume leaves alone what is there, --force overwrites it: choose one")
     from madad_lite.detection.many_scans import detect, scans_in
 
     scans = scans_in(args.scan)
     if not scans:
         raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) there")
-    failed = detect(
-        scans,
-        args.out,
-        weights=args.weights,
-        brain=args.brain,
-        channel=args.channel,
-        z_range=args.z_range,
-        z_spacing=args.z_spacing,
-        register={"auto": "auto", "yes": True, "no": False}[args.register],
-        num_inference_steps=args.steps,
-        eta=args.eta,
-        score=args.score,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        device=args.device,
-        mask=args.mask,
-        keep_brain=args.keep_brain,
-        force_contrast=args.force_contrast,
-        force=args.force,
-        resume=args.resume,
-    )
+    if args.device is not None:
+        _check_device(args.device)
+    options = chosen(args, "weights brain channel z_range z_spacing batch_size device resume force")
+    options |= chosen(args, "force_contrast mask keep_brain eta score seed")
+    options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
+    failed = detect(scans, args.out, **options)
     return 1 if failed else 0
 
 
-def _evaluate(args) -> int:
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch without it
+        raise Refused(f"--device {name}: cannot be used here ({one_line(error)}); cpu always can") from None
+
+
+@command(
+    "evaluate",
+    "metrics of weights on a prepared folder with lesion masks, beside simple baselines",
+    DATA,
+    WEIGHTS,
+    arg("--out", type=path, help="JSON file for all numbers"),
+    *REVERSE,
+)
+def evaluate(args):
     from madad_lite.evaluation.compare import evaluate_weights
     from madad_lite.evaluation.metrics import table
     from madad_lite.files import check_json_output, write_json
 
     if args.out:
         check_json_output(Path(args.out), "methods")
-    results = evaluate_weights(
-        args.weights,
-        args.data,
-        seed=args.seed,
-        num_inference_steps=args.steps,
-        eta=args.eta,
-        score=args.score,
-    )
+    options = chosen(args, "eta score seed") | {"num_inference_steps": args.steps}
+    results = evaluate_weights(args.weights, args.data, **options)
     print(table({name: r["test"] for name, r in results["methods"].items()}))
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.out), results)
         print(f"all numbers: {args.out}")
-    return 0
 
 
-def _reproduce(args) -> int:
+@command(
+    "reproduce",
+    "a setting of the paper: both trainings, then the test; resumes what was interrupted",
+    arg("setting", choices=("S1", "S2"), help="S1: IXI, then ATLAS. S2: BraTS, each contrast"),
+    arg("--train", type=path, help="S1: the prepared folder of healthy T1 scans"),
+    arg("--test", nargs="+", type=path, required=True, help="prepared patients; S2: a folder a contrast"),
+    OUT,
+    RECIPE,
+    changes("PART.NAME=VALUE", "such as denoiser.size=XS; parts: autoencoder, denoiser, detection"),
+    SEED,
+)
+def reproduce(args):
     from madad_lite.evaluation.reproduce import reproduce, summary
 
-    changes: dict[str, dict] = {}
-    for name, value in _settings(args.set).items():
+    different: dict[str, dict] = {}
+    for name, value in settings(args.set).items():
         part, dot, key = name.partition(".")
         if not dot:
-            raise Refused(
-                f"--set wants autoencoder.NAME=VALUE, denoiser.NAME=VALUE or detection.NAME=VALUE, not {name!r}"
-            )
-        changes.setdefault(part, {})[key] = value
-    report = reproduce(
-        args.setting,
-        train=args.train,
-        test=args.test,
-        out=args.out,
-        recipe=args.recipe,
-        changes=changes,
-        seed=args.seed,
-    )
-    print(summary(report))
+            raise Refused(f"--set wants autoencoder.NAME=VALUE, denoiser.... or detection...., not {name!r}")
+        different.setdefault(part, {})[key] = value
+    options = chosen(args, "train test out recipe seed")
+    print(summary(reproduce(args.setting, changes=different, **options)))
     print(f"all numbers: {Path(args.out) / 'metrics.json'}")
-    return 0
 
 
-def _import_official(args) -> int:
+@command(
+    "import-official",
+    "the authors' checkpoints in our layout; nothing in the files is run",
+    arg("file", nargs="+", type=path, help="their UNet, their encoder, or both: then a whole pipeline"),
+    OUT,
+    arg("--contrast", choices=CONTRASTS, default="t1", help="that they were trained on"),
+    arg("--spacing", type=float, default=1.0, help="of the slices, mm"),
+    arg("--size", type=int, default=256, help="of the slices, pixels"),
+    arg("--z-spacing", type=float, default=4.0, help="mm from slice to slice: only time depends on it"),
+    arg("--heads", type=int, help="of the UNet's attention; default: as in the authors' UNet of its width"),
+)
+def import_official(args):
     from madad_lite.authors.checkpoints import import_official
 
-    out = import_official(
-        args.file,
-        args.out,
-        contrast=args.contrast,
-        spacing=args.spacing,
-        slice_size=args.size,
-        z_spacing=args.z_spacing,
-        num_heads=args.heads,
-    )
-    print(f"imported: {out}")
-    return 0
+    options = chosen(args, "contrast spacing z_spacing") | {"slice_size": args.size, "num_heads": args.heads}
+    written = import_official(args.file, args.out, **options)
+    print(f"imported: {written}")
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="madad", description="Masked diffusion for unsupervised anomaly detection on brain MRI."
-    )
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    p = Parser(prog="madad", description="Masked diffusion for unsupervised anomaly detection on brain MRI.")
     p.add_argument("--version", action="version", version=madad_lite.__version__)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run, text: str) -> argparse.ArgumentParser:
-        c = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+    form = argparse.ArgumentDefaultsHelpFormatter
+    for name, (text, arguments, run) in COMMANDS.items():
+        c = commands.add_parser(name, help=text, description=text, formatter_class=form)
         c.set_defaults(run=run)
-        return c
-
-    def reverse(c):
-        c.add_argument("--steps", type=int, default=10, help="reverse steps, at most 10")
-        c.add_argument(
-            "--eta", type=float, help="randomness of the reverse process, 0: none; default: the model's own"
-        )
-        c.add_argument(
-            "--score",
-            choices=("image", "latent", "mask"),
-            default="image",
-            help="what the anomaly map measures",
-        )
-        c.add_argument("--seed", type=int, default=0)
-
-    def recipe(c):
-        c.add_argument(
-            "--recipe",
-            choices=("lite", "paper", "authors"),
-            default="lite",
-            help="named settings; README: Recipes",
-        )
-
-    c = command("demo", _demo, "the main job end to end on simulated subjects; writes a page with pictures")
-    c.add_argument("--out", default="results/demo")
-
-    c = command("phantom", _phantom, "write a cohort of simulated subjects as NIfTI files")
-    c.add_argument("--out", required=True)
-    c.add_argument("--normal", type=int, default=8)
-    c.add_argument("--patients", type=int, default=4)
-    c.add_argument("--contrast", nargs="+", choices=CONTRASTS, default=["t1"])
-    c.add_argument("--spacing", type=float, default=2.0, help="voxel size in mm")
-    c.add_argument("--seed", type=int, default=0)
-    c.add_argument("--force", action="store_true", help="replace an earlier cohort")
-
-    c = command("prepare", _prepare, "turn a folder of scans into slices on one grid")
-    c.add_argument("source")
-    c.add_argument("--out", required=True)
-    c.add_argument("--contrast", choices=CONTRASTS, default="t1")
-    c.add_argument("--layout", choices=LAYOUTS, default="auto")
-    c.add_argument(
-        "--register",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="to MNI152; auto: where it is needed",
-    )
-    c.add_argument("--spacing", type=float, default=2.0, help="of the slices, mm")
-    c.add_argument("--size", type=int, default=96, help="of the slices, pixels")
-    c.add_argument(
-        "--splits",
-        help='JSON file {"train": [subjects], "val": [...], "test": [...]} instead of a random split',
-    )
-    c.add_argument(
-        "--patients-in-train", action="store_true", help="train on the lesion-free slices of patients too"
-    )
-    c.add_argument("--png", help="also write PNG files to this folder")
-    c.add_argument("--workers", type=int, help="processes; default: one a core")
-    c.add_argument("--seed", type=int, default=0)
-
-    c = command(
-        "recolour", _recolour, "prepared T1 slices of normal subjects -> FLAIR-like ones, to train on"
-    )
-    c.add_argument("source")
-    c.add_argument("--out", required=True)
-    c.add_argument("--seed", type=int, default=0)
-
-    c = command("train", _train, "train the autoencoder or the masked denoiser on prepared slices")
-    c.add_argument("stage", choices=("autoencoder", "denoiser"))
-    c.add_argument("--data", nargs="+", required=True, help="prepared folders")
-    c.add_argument("--out", required=True, help="the run's folder")
-    c.add_argument("--autoencoder", help="for the denoiser: folder of the trained autoencoder")
-    recipe(c)
-    c.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help="settings that differ, such as steps=500 size=XS",
-    )
-    c.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-
-    c = command("assemble", _assemble, "join a trained autoencoder and denoiser to a pipeline's folder")
-    c.add_argument("--autoencoder", required=True)
-    c.add_argument("--denoiser", required=True)
-    c.add_argument("--data", required=True, help="a prepared folder: contrast and grid are taken from it")
-    c.add_argument("--out", required=True)
-    recipe(c)
-    c.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help=(
-            "detection settings that differ, such as mask_threshold=0.3 sigma=1 intensity_weight=2; "
-            "decision_threshold too"
-        ),
-    )
-    c.add_argument("--half", action="store_true", help="store in half precision")
-    c.add_argument("--force", action="store_true")
-
-    c = command("detect", _detect, "anomaly maps of scans")
-    c.add_argument(
-        "scan", nargs="+", help="NIfTI files, or folders of them; of a folder all but earlier results"
-    )
-    c.add_argument("--out", required=True)
-    c.add_argument(
-        "--weights",
-        default="t1",
-        help="a shipped name, a folder, a hub id, or auto: the shipped ones of each scan's contrast",
-    )
-    c.add_argument(
-        "--force-contrast",
-        action="store_true",
-        help="use the weights also where a scan does not look like their contrast",
-    )
-    c.add_argument(
-        "--brain",
-        help=(
-            "brain mask of the scan; of several scans a pattern, such as {name}_mask.nii.gz; default: one that "
-            "lies beside the scan, else found by itself"
-        ),
-    )
-    c.add_argument(
-        "--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"
-    )
-    c.add_argument(
-        "--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz, the brain that was used"
-    )
-    c.add_argument("--channel", type=int, help="which volume of a 4-D file")
-    c.add_argument(
-        "--register",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="to MNI152; auto: where it is needed",
-    )
-    c.add_argument(
-        "--z-range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="a quick look: only these slices, MNI mm",
-    )
-    c.add_argument(
-        "--z-spacing", type=float, help="a quick look: mm from slice to slice; default: the model's own"
-    )
-    c.add_argument("--batch-size", type=int, help="slices at once; default: as many as fit")
-    c.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
-    there = c.add_mutually_exclusive_group()
-    there.add_argument(
-        "--resume",
-        action="store_true",
-        help="leave out the scans whose results are there, of the same weights and options; do the others",
-    )
-    there.add_argument("--force", action="store_true", help="overwrite results")
-    reverse(c)
-
-    c = command(
-        "evaluate",
-        _evaluate,
-        "metrics of weights on a prepared folder with lesion masks, beside simple baselines",
-    )
-    c.add_argument("--data", nargs="+", required=True, help="prepared folders")
-    c.add_argument("--weights", default="t1", help="a shipped name, a folder, or a hub id")
-    c.add_argument("--out", help="JSON file for all numbers")
-    reverse(c)
-
-    c = command(
-        "reproduce",
-        _reproduce,
-        "a setting of the paper: both trainings, then the test; resumes what was interrupted",
-    )
-    c.add_argument("setting", choices=("S1", "S2"), help="S1: IXI, then ATLAS. S2: BraTS, each contrast")
-    c.add_argument("--train", help="S1: the prepared folder of healthy T1 scans")
-    c.add_argument(
-        "--test", nargs="+", required=True, help="prepared folders of patients; S2: one a contrast"
-    )
-    c.add_argument("--out", required=True)
-    recipe(c)
-    c.add_argument("--set", nargs="*", default=[], metavar="PART.NAME=VALUE", help="such as denoiser.size=XS")
-    c.add_argument("--seed", type=int, default=0)
-
-    c = command(
-        "import-official",
-        _import_official,
-        "the authors' checkpoints in our layout; nothing in the files is run",
-    )
-    c.add_argument(
-        "file", nargs="+", help="their UNet, their encoder, or both: then a whole pipeline is written"
-    )
-    c.add_argument("--out", required=True)
-    c.add_argument("--contrast", choices=CONTRASTS, default="t1", help="that they were trained on")
-    c.add_argument("--spacing", type=float, default=1.0, help="of the slices, mm")
-    c.add_argument("--size", type=int, default=256, help="of the slices, pixels")
-    c.add_argument(
-        "--z-spacing", type=float, default=4.0, help="mm from slice to slice: only time depends on it"
-    )
-    c.add_argument(
-        "--heads",
-        type=int,
-        help="attention heads of the UNet; default: those of the authors' size of its width",
-    )
+        for names, options in arguments:
+            c.add_argument(*names, **options)
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    """Exit codes: 0 done; 1 some scans failed, or an error that nobody foresaw; 2 refused, one line says why;
+    130 interrupted.
+    """
+    logging.basicConfig(format="madad: %(message)s")  # warnings and errors, to stderr
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be shown stops nothing
+    name = "madad"
     try:
-        return args.run(args)
-    except (Refused, ValueError, OSError) as error:
-        # ScanError and RunError are ValueErrors: what they say is meant for the user
-        print(f"madad {args.command}: {error}", file=sys.stderr)
-        return 2
+        try:
+            args = parser().parse_args(argv)
+            name = f"madad {args.command}"
+            with insisting(AGAIN_AFTER):
+                return args.run(args) or 0
+        finally:
+            _flush()
     except KeyboardInterrupt:
-        print(f"madad {args.command}: interrupted; what was finished is kept", file=sys.stderr)
+        exec("")  # else Python, if an exec() was interrupted, ends itself by the signal and not with 130
+        print(f"{name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `madad ... | head`: nobody reads on
+        return 141
+    except Exception as error:
+        if foreseen(error):
+            print(f"{name}: {one_line(error)}", file=sys.stderr)
+            return 2
+        said, log = f"unexpected: {type(error).__name__}: {one_line(error)}", write_log(error)
+        print(f"{name}: {said}; details in {log}", file=sys.stderr)
+        return 1
+
+
+def _flush() -> None:
+    """Now, where an error can still be told; what could not be written is not tried again when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 if __name__ == "__main__":

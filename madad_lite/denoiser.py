@@ -31,9 +31,8 @@ SIZES = {
     "S": DenoiserSize(128, 4),  # 64.5 M
     "M": DenoiserSize(192, 6),  # 145 M
     "L": DenoiserSize(256, 8),  # 257.7 M, the paper's
-    "XL": DenoiserSize(
-        320, 10
-    ),  # 402.7 M; the authors' code says 12 heads, which do not divide 320: theirs cannot run
+    # 402.7 M. The authors' code says 12 heads, which do not divide 320 channels: there this size cannot be made
+    "XL": DenoiserSize(320, 10),
 }
 
 
@@ -55,16 +54,11 @@ class Denoiser(ModelMixin, ConfigMixin):
         layers_per_block: int = 2,
         dropout: float = 0.0,  # the authors' code trains with 0.4
         norm_groups: int = 32,
-    ):
+    ) -> None:
         super().__init__()
-        if len(channel_multipliers) != len(attention_levels):
-            raise ValueError(
-                f"{len(channel_multipliers)} levels but {len(attention_levels)} attention settings"
-            )
         if base_channels % num_heads or base_channels % norm_groups:
-            raise ValueError(
-                f"{base_channels} channels cannot be shared among {num_heads} heads and {norm_groups} norm groups"
-            )
+            sharers = f"{num_heads} heads and {norm_groups} norm groups"
+            raise ValueError(f"{base_channels} channels cannot be shared among {sharers}")
         self.unet = UNet2DModel(
             in_channels=latent_channels,
             out_channels=latent_channels,
@@ -83,24 +77,26 @@ class Denoiser(ModelMixin, ConfigMixin):
             if isinstance(module, Attention):
                 module.heads = num_heads
                 module.scale = (module.inner_dim // num_heads) ** -0.5
-        self.latent_head = nn.Sequential(
-            nn.GroupNorm(norm_groups, base_channels),
-            nn.SiLU(),
-            nn.Conv2d(base_channels, latent_channels, 3, padding=1),
-        )
-        self.mask_head = nn.Sequential(
-            nn.GroupNorm(norm_groups, base_channels), nn.Conv2d(base_channels, 1, 3, padding=1)
-        )
+        to_latent, to_logit = (nn.Conv2d(base_channels, c, 3, padding=1) for c in (latent_channels, 1))
+        self.latent_head = nn.Sequential(nn.GroupNorm(norm_groups, base_channels), nn.SiLU(), to_latent)
+        self.mask_head = nn.Sequential(nn.GroupNorm(norm_groups, base_channels), to_logit)
 
     @classmethod
     def of_size(cls, size: str, **changes) -> Denoiser:
+        """A new, untrained denoiser (section 4.1 for L; the others are of the authors' code, nano is ours).
+
+        size: one of SIZES. changes: arguments of the class that differ. ValueError: an unknown size.
+        """
         if size not in SIZES:
             raise ValueError(f"no denoiser size {size!r}: choose one of {', '.join(SIZES)}")
         return cls(**{**asdict(SIZES[size]), **changes})
 
-    def forward(self, latent: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """latent: z_t (N, C, h, w), h and w divisible by 4. t: (N,) steps. Returns z0_hat (N, C, h, w),
-        logits (N, 1, h, w).
+    def forward(self, z_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """z0_hat and the logits of M-hat (Fig. 1).
+
+        z_t: (N, C, h, w), h and w divisible by 2 at every level but the last. t: (N,) integers, 0..T-1.
+        Returns z0_hat (N, C, h, w) and logits (N, 1, h, w), positive where "noised".
         """
-        features = self.unet(latent, t).sample  # (N, base_channels, h, w)
-        return self.latent_head(features), self.mask_head(features)
+        features = self.unet(z_t.to(self.dtype), t).sample  # (N, base_channels, h, w)
+        z0_hat, logits = self.latent_head(features), self.mask_head(features)  # (N, C, h, w), (N, 1, h, w)
+        return z0_hat.to(z_t.dtype), logits.to(z_t.dtype)  # whatever precision the weights are in

@@ -17,50 +17,36 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-# Two readings of the method, as arguments of `image_difference`. `reference` differs too: the paper compares
-# the healed slice with the scan itself, the authors' code with the decoded latent before healing, so that
-# what the autoencoder alone loses does not count. Their sigma belongs to slices of 256 pixels; on 96 pixels
-# about 2 smooths as many mm.
-PAPER = {"gamma": 0.2, "squared": True}
-AUTHORS = {"gamma": 0.25, "squared": False, "sigma": 5.0}
+from madad_lite.settings import DetectionSettings
 
 
 def image_difference(
     healed: torch.Tensor,
     reference: torch.Tensor,
     *,
-    gamma: float | None = 0.2,
-    squared: bool = True,
-    sigma: float = 2.0,
+    gamma: float | None = DetectionSettings.gamma,
+    squared: bool = DetectionSettings.squared,
+    sigma: float = DetectionSettings.sigma,
     weight: torch.Tensor | None = None,
     brain: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """How much healing changed each voxel.
+    """How much healing changed each voxel (section 3.3).
 
-    Args:
-        healed: (N, 1, H, W) in [-1, 1], the decoded healed latent.
-        reference: (N, 1, H, W) in [-1, 1], the scan (paper) or the decoded latent before healing (authors'
-        code).
-        gamma: where the difference is clipped, in units of d^p; None: no clipping, only scaled by the largest
-            possible difference (2, squared 4).
-        squared: p = 2 if True, else 1.
-        sigma: standard deviation of the Gaussian in pixels; 0: no smoothing.
-        weight: (N, 1, h, w) in [0, 1], how much a difference counts, enlarged to the slice; for one, how sure
-            the network was that a cell is noise, so that what only the decoder loses does not count. Not in
-            the paper.
-        brain: (N, 1, H, W), bool or 0/1.
-
-    Raises ValueError for shapes that do not agree, NaN or infinite values, a gamma that is not positive.
+    healed, reference: (N, 1, H, W) in [-1, 1]. gamma, squared, sigma: as in DetectionSettings; without gamma the
+    largest possible difference (2, squared 4) becomes 1. weight: (N, 1, h, w) in [0, 1], how much a difference
+    counts, enlarged to the slice (ours). brain: (N, 1, H, W), bool or 0/1.
+    Returns (N, 1, H, W) in [0, 1]. ValueError: shapes that do not agree, NaN or infinite values, bad settings.
     """
+    DetectionSettings(gamma=gamma, squared=squared, sigma=sigma)
     _check("healed", healed, "(N, 1, H, W)", channels=1)
-    _check("reference", reference, "(N, 1, H, W)", shape=healed.shape)
+    _check("reference", reference, "(N, 1, H, W)", like=healed)
     difference = (_real(healed) - _real(reference)).abs()  # (N, 1, H, W)
-    difference = difference.square() if squared else difference
-    largest = (4.0 if squared else 2.0) if gamma is None else _positive("gamma", gamma)
-    difference = difference.clamp(max=largest) / largest
+    difference = difference.square() if squared else difference  # (N, 1, H, W), d^p
+    largest = (4.0 if squared else 2.0) if gamma is None else float(gamma)
+    difference = difference.clamp(max=largest) / largest  # (N, 1, H, W) in [0, 1]
     if weight is not None:
         _check("weight", weight, "(N, 1, h, w)", channels=1)
-        difference = difference * _enlarge(_real(weight), difference.shape[-2:])
+        difference = difference * _enlarge(_real(weight), difference.shape[-2:])  # (N, 1, H, W)
     return _finish(difference, sigma, brain)
 
 
@@ -70,47 +56,41 @@ def latent_difference(
     *,
     size: Sequence[int],
     gamma: float | None = None,
-    sigma: float = 2.0,
+    sigma: float = DetectionSettings.sigma,
     brain: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """How much healing changed each latent cell, enlarged to the slice: the decoder plays no part.
+    """How much healing changed each latent cell, enlarged to the slice (the paper's ablation).
 
-    d^2 is the mean over the latent's channels. Latents have no largest value, so that without gamma the map
-    is 1 - exp(-d^2), which keeps the cells' order and ends at 1; with gamma it is min(d^2, gamma) / gamma.
-
-    Args:
-        healed_latent, latent: (N, C, h, w), after and before healing, scaled to about unit variance.
-        size: (H, W) of the map.
-        gamma, sigma, brain: as in `image_difference`; sigma in pixels of the enlarged map.
+    d^2 is the mean over the channels. Latents have no largest value, so that without gamma the map is
+    1 - exp(-d^2), which keeps the cells' order and ends at 1; with gamma it is min(d^2, gamma) / gamma.
+    healed_latent, latent: (N, C, h, w), after and before healing. size: (H, W). sigma, brain: as above.
+    Returns (N, 1, H, W) in [0, 1]. ValueError: as above.
     """
+    DetectionSettings(gamma=gamma, sigma=sigma)
     _check("healed_latent", healed_latent, "(N, C, h, w)")
-    _check("latent", latent, "(N, C, h, w)", shape=healed_latent.shape)
+    _check("latent", latent, "(N, C, h, w)", like=healed_latent)
     difference = (_real(healed_latent) - _real(latent)).square().mean(1, keepdim=True)  # (N, 1, h, w)
-    if gamma is None:
-        difference = 1 - (-difference).exp()
-    else:
-        difference = difference.clamp(max=_positive("gamma", gamma)) / gamma
-    return _finish(_enlarge(difference, size), sigma, brain)
+    scaled = 1 - (-difference).exp() if gamma is None else difference.clamp(max=gamma) / gamma  # (N, 1, h, w)
+    return _finish(_enlarge(scaled, size), sigma, brain)
 
 
 def mean_predicted_mask(
     mask_probability: torch.Tensor,
     *,
     size: Sequence[int],
-    sigma: float = 2.0,
+    sigma: float = DetectionSettings.sigma,
     brain: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """How sure the network was, over the S reverse steps, that a cell is noise, enlarged to the slice.
+    """How sure the network was, over the S steps, that a cell is noise, enlarged (the paper's ablation).
 
-    mask_probability: (S, N, 1, h, w) in [0, 1], chance of "noised". size, sigma, brain: as in
-    `latent_difference`.
+    mask_probability: (S, N, 1, h, w) in [0, 1], S >= 1. size: (H, W). sigma, brain: as above.
+    Returns (N, 1, H, W) in [0, 1]. ValueError: as above.
     """
+    DetectionSettings(sigma=sigma)
     if mask_probability.ndim != 5 or len(mask_probability) == 0:
-        raise ValueError(
-            f"mask_probability must be (S, N, 1, h, w) with S >= 1, not {tuple(mask_probability.shape)}"
-        )
-    _check("mask_probability", mask_probability[0], "(S, N, 1, h, w)", channels=1)
-    _finite("mask_probability", mask_probability)
+        shape = tuple(mask_probability.shape)
+        raise ValueError(f"mask_probability must be (S, N, 1, h, w) with S >= 1, not {shape}")
+    _check("mask_probability", mask_probability.flatten(0, 1), "(S, N, 1, h, w)", channels=1)
     return _finish(_enlarge(_real(mask_probability).mean(0), size), sigma, brain)
 
 
@@ -123,18 +103,12 @@ def _finish(values: torch.Tensor, sigma: float, brain: torch.Tensor | None) -> t
     """Smooth every slice and set what is outside the brain to 0: (N, 1, H, W) -> (N, 1, H, W)."""
     if brain is not None and brain.shape != values.shape:
         raise ValueError(f"brain {tuple(brain.shape)} must have the shape of the map, {tuple(values.shape)}")
-    if sigma < 0:
-        raise ValueError(f"sigma is in pixels and not negative, not {sigma}")
     if sigma > 0:
         # scipy's defaults, reflecting borders and a kernel of 4 sigma, are what the authors' code uses
         smoothed = ndimage.gaussian_filter(values.detach().cpu().numpy(), sigma=(0, 0, sigma, sigma))
-        values = torch.from_numpy(smoothed).to(values)
-    values = values.clamp(0, 1)
-    return (
-        values
-        if brain is None
-        else torch.where(brain.to(values.device).bool(), values, torch.zeros_like(values))
-    )
+        values = torch.from_numpy(smoothed).to(values)  # (N, 1, H, W)
+    values = values.clamp(0, 1)  # (N, 1, H, W)
+    return values if brain is None else values.masked_fill(~brain.to(values.device).bool(), 0)
 
 
 def _real(values: torch.Tensor) -> torch.Tensor:
@@ -142,24 +116,11 @@ def _real(values: torch.Tensor) -> torch.Tensor:
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-def _positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, or None for no clipping, not {value}")
-    return float(value)
-
-
-def _finite(name: str, values: torch.Tensor) -> None:
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{name} holds NaN or infinite values")
-
-
-def _check(
-    name: str, values: torch.Tensor, expected: str, *, channels: int | None = None, shape=None
-) -> None:
-    if shape is not None and values.shape != shape:
-        raise ValueError(
-            f"{name} {tuple(values.shape)} and what it is compared with, {tuple(shape)}, differ in shape"
-        )
+def _check(name, values, expected, *, channels=None, like=None) -> None:
+    if like is not None and values.shape != like.shape:
+        shapes = f"{tuple(values.shape)} and what it is compared with, {tuple(like.shape)}"
+        raise ValueError(f"{name} {shapes}, differ in shape")
     if values.ndim != 4 or (channels is not None and values.shape[1] != channels):
         raise ValueError(f"{name} must be {expected}, not {tuple(values.shape)}")
-    _finite(name, values)
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinite values")

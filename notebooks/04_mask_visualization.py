@@ -42,8 +42,9 @@
 # %%
 try:
     import madad_lite
-except ImportError:
-    # %pip install -q "madad-lite[notebooks,prep] @ git+https://github.com/madad-lite/madad-lite"
+except ImportError:  # as in Colab, where what is installed stays as it is
+    # !pip list --format=freeze > /tmp/installed.txt
+    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
     import madad_lite
 
 # %% [markdown]
@@ -563,7 +564,7 @@ else:
 # <details><summary>Solution</summary>
 #
 # Every probability is above a threshold below zero:
-# `everything = pipe(x_sick, brain=b_sick, eta=0.0, mask_threshold=-1.0, progress=False)`, then
+# `everything = pipe(x_sick, brain=b_sick, eta=0.0, mask_threshold=0.0, progress=False)`, then
 # `plotting.detection_figure(everything, 0, truth)`.
 #
 # </details>

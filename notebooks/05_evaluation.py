@@ -43,8 +43,9 @@
 # %%
 try:
     import madad_lite
-except ImportError:
-    # %pip install -q "madad-lite[notebooks,prep] @ git+https://github.com/madad-lite/madad-lite"
+except ImportError:  # as in Colab, where what is installed stays as it is
+    # !pip list --format=freeze > /tmp/installed.txt
+    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
     import madad_lite
 
 # %% [markdown]
@@ -56,7 +57,6 @@ except ImportError:
 import csv
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -120,15 +120,15 @@ def heal(slices, steps=10):
     """The pipeline's output for these slices, always with the same random numbers."""
     options = dict(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), progress=False)
     volumes = (
-        slices.subjects if EVERY == 1 else None
+        slices.scans if EVERY == 1 else None
     )  # with every slice there, neighbours decide together (notebook 04)
     return pipe(slices.image, brain=slices.brain, volumes=volumes, **options)
 
 
 def load(split):
-    """Each EVERY-th slice of a split: image, brain and lesion (N, 1, H, W), subjects (N,)."""
-    slices, names = load_split(WORK / "prepared", split), ("image", "brain", "lesion", "subjects")
-    return replace(slices, **{name: getattr(slices, name)[::EVERY] for name in names})
+    """Each EVERY-th slice of a split: image, brain and lesion (N, 1, H, W), subjects and scans (N,)."""
+    slices = load_split(WORK / "prepared", split)
+    return slices.take(range(0, len(slices.image), EVERY))
 
 
 val, test = load("val"), load("test")

@@ -41,8 +41,9 @@
 # %%
 try:
     import madad_lite
-except ImportError:
-    # %pip install -q "madad-lite[notebooks,prep] @ git+https://github.com/madad-lite/madad-lite"
+except ImportError:  # as in Colab, where what is installed stays as it is
+    # !pip list --format=freeze > /tmp/installed.txt
+    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
     import madad_lite
 
 # %%
@@ -68,6 +69,7 @@ from madad_lite.evaluation import metrics
 from madad_lite.masking import brain_cells, random_patch_mask
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.nifti import save_nifti
+from madad_lite.settings import AUTHORS, PAPER
 from madad_lite.simulation.cohort import simulate_subject
 from madad_lite.training.settings import RECIPES
 from madad_lite.training.settings import table as recipe_table
@@ -198,8 +200,8 @@ fig
 
 # %%
 d = torch.linspace(0, 1, 201).view(1, 1, 1, -1)
-paper = {**scoring.PAPER, "sigma": 0.0}
-code = {**scoring.AUTHORS, "sigma": 0.0}
+paper = {**PAPER, "sigma": 0.0}
+code = {**AUTHORS, "sigma": 0.0}
 both = {"squared (paper)": paper, "absolute (code)": code}
 curve = {name: scoring.image_difference(d, 0 * d, **how).flatten() for name, how in both.items()}
 fig, ax = plt.subplots(figsize=(5.5, 2.8), layout="constrained")

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Makes the virtual environment $VENV (default .venv) and installs this package into it, editable, with all extras.
 # uv does it where it is installed, otherwise venv and pip; INSTALLER=pip or INSTALLER=uv chooses. See the Makefile.
+# TORCH chooses PyTorch's build: cpu, cu126, rocm6.4, ... (a folder of $TORCH_INDEX), or default, what the installer takes
+# by itself: on Linux a build with several GB of CUDA. Without TORCH it is cpu on Linux machines without an NVIDIA GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
 INSTALLER=${INSTALLER:-}
+TORCH=${TORCH:-}
+TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl}
 die() { printf '%s\n' "$@" >&2; exit 1; }
 
 [ -n "$INSTALLER" ] || { if command -v uv > /dev/null; then INSTALLER=uv; else INSTALLER=pip; fi; }
@@ -38,12 +42,29 @@ if ! "$VENV/bin/python" -c '' 2> /dev/null; then
 fi
 new_enough "$VENV/bin/python" || die "$VENV has $("$VENV/bin/python" --version), older than 3.10: remove $VENV and try again."
 
+has_gpu() { nvidia-smi > /dev/null 2>&1; }
+reachable() { "$VENV/bin/python" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)' "$1" 2> /dev/null; }
+
+if [ -z "$TORCH" ]; then
+    TORCH=default
+    # who has set uv's own variable has chosen
+    if [ "$(uname -s)" = Linux ] && [ -z "${UV_TORCH_BACKEND:-}" ] && ! has_gpu; then TORCH=cpu; fi
+fi
+if [ "$TORCH" != default ] && ! reachable "$TORCH_INDEX/$TORCH/torch/"; then
+    echo "$TORCH_INDEX/$TORCH cannot be reached: taking the default build of PyTorch, which may be larger"
+    TORCH=default
+fi
+
 echo "installing madad_lite into $VENV with $INSTALLER (a few minutes the first time)"
 if [ "$INSTALLER" = uv ]; then
     # uv does not read PIP_CONSTRAINT
     if [ -z "${UV_CONSTRAINT:-}" ] && [ -n "${PIP_CONSTRAINT:-}" ]; then export UV_CONSTRAINT=$PIP_CONSTRAINT; fi
+    [ "$TORCH" = default ] || export UV_TORCH_BACKEND=$TORCH
     uv pip install --python "$VENV/bin/python" -e '.[dev]'
 else
     "$VENV/bin/python" -m pip --version > /dev/null 2>&1 || "$VENV/bin/python" -m ensurepip --upgrade > /dev/null
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]' | { grep -v 'already satisfied' || true; }
+    options=(--disable-pip-version-check --progress-bar off)
+    # beside the other indexes, not in their place; 2.14.1+cpu counts as newer than 2.14.1
+    [ "$TORCH" = default ] || options+=(--extra-index-url "$TORCH_INDEX/$TORCH")
+    "$VENV/bin/python" -m pip install "${options[@]}" -e '.[dev]' | { grep -v 'already satisfied' || true; }
 fi

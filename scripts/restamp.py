@@ -5,9 +5,10 @@ first.
     python scripts/restamp.py https://github.com/new/home   # edits pyproject.toml too
 
 Touched are Colab badges, `pip install git+...`, `git clone ...` and plain links to the repository in the
-notebooks (.py and .ipynb), README.md and CITATION.cff.
+notebooks (.py and .ipynb), README.md and CITATION.cff, and the whole set-up cell of the notebooks.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,19 @@ except ImportError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parent.parent
 OWNER_NAME = r"[\w.-]+/[\w-]+(?:\.[\w-]+)*"  # does not take the full stop that ends a sentence
+
+# With a list of what is installed as constraints pip may add to Colab's packages, but change none of them.
+SET_UP = """\
+try:
+    import madad_lite
+except ImportError:  # as in Colab, where what is installed stays as it is
+    !pip list --format=freeze > /tmp/installed.txt
+    %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+{url}"
+    import madad_lite
+"""
+SET_UP_FORM = (
+    r"try:\n    import madad_lite\nexcept ImportError:.*\n(?:    (?:# )?[%!]pip .*\n)+    import madad_lite\n"
+)
 
 
 def address(root: Path = ROOT) -> str:
@@ -56,6 +70,21 @@ def stamp(text: str, url: str, old: str | None = None) -> str:
     return re.sub(rf"{before}https://github\.com/{OWNER_NAME}", rf"\g<1>{url}", text)
 
 
+def with_set_up(path: Path, text: str, url: str) -> str:
+    """The text of a notebook (.py or .ipynb) with this set-up cell; of any other file as it is."""
+    cell = SET_UP.format(url=url)
+    if path.suffix == ".py":
+        cell = re.sub(r"(?m)^    (?=[%!])", "    # ", cell)  # as jupytext writes magics
+        return re.sub(SET_UP_FORM, lambda _: cell, text)
+    if path.suffix != ".ipynb":
+        return text
+    content = json.loads(text)
+    for found in content["cells"]:
+        if re.fullmatch(SET_UP_FORM, "".join(found["source"]) + "\n"):
+            found["source"] = cell.rstrip("\n").splitlines(keepends=True)
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"  # as nbformat writes it
+
+
 def main(arguments: list[str], root: Path = ROOT) -> None:
     old = address(root)
     url = arguments[0].rstrip("/") if arguments else old
@@ -64,7 +93,7 @@ def main(arguments: list[str], root: Path = ROOT) -> None:
     changed = 0
     for path in files:
         before = path.read_text(encoding="utf-8")
-        after = stamp(before, url, old)
+        after = with_set_up(path, stamp(before, url, old), url)
         if after != before:
             path.write_text(after, encoding="utf-8", newline="\n")
             changed += 1

@@ -9,6 +9,16 @@ from madad_lite.slices.folder import prepare_folder
 
 torch.set_num_threads(1)
 
+# Files that train, start processes or break them off: `make test-quick` leaves them out. Single tests elsewhere carry
+# the mark themselves.
+SLOW_FILES = {"test_interruption", "test_learning", "test_many_scans", "test_processes", "test_reproduce"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory):

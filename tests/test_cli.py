@@ -1,13 +1,22 @@
-"""The command line, end to end on small simulated scans."""
+"""The command line: end to end on small simulated scans, and what it makes of errors."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from madad_lite import __version__, cli
 from madad_lite.cli import main
+from madad_lite.errors import ScanError
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +105,166 @@ def test_simulate_prepare_train_assemble_evaluate(tmp_path, capsys):
     numbers = json.loads(results.read_text())
     assert set(numbers["methods"]) == {"MAD-AD", "intensity", "reconstruction"} and "MAD-AD" in printed
     assert all("threshold" in m and "test" in m and "val" in m for m in numbers["methods"].values())
+
+
+def script(body: str, **options) -> subprocess.Popen:
+    """A process whose command "try" is `body`."""
+    code = f"""
+import os, signal, sys, time
+from madad_lite import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell that runs the tests may ignore it
+def run(args):
+    {body}
+cli.COMMANDS["try"] = ("", (), run)
+sys.exit(cli.main(["try"]))
+"""
+    options = {"stdout": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture
+def attempt(monkeypatch, tmp_path):
+    """attempt(run): the exit code of a command that calls `run`, from an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(run) -> int:
+        monkeypatch.setitem(cli.COMMANDS, "try", ("", (), run))
+        return main(["try"])
+
+    return start
+
+
+def test_ctrl_c_ends_with_130():
+    process = script("print('ready', flush=True); time.sleep(60)")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "madad try: interrupted; what was finished is kept\n"
+
+
+def test_ctrl_c_within_an_exec_ends_with_130_too():
+    """Dataclasses and named tuples are made by exec() while libraries are imported."""
+    process = script("exec('os.kill(os.getpid(), signal.SIGINT); time.sleep(60)')")
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_a_swallowed_ctrl_c_comes_again(attempt, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "AGAIN_AFTER", 0.05)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    swallowed = []
+
+    def run(args):
+        for _ in range(3):
+            try:
+                signal.raise_signal(signal.SIGINT) if not swallowed else time.sleep(20)
+            except KeyboardInterrupt:
+                swallowed.append(1)
+        time.sleep(20)
+
+    try:
+        assert attempt(run) == 130 and len(swallowed) == 3
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.count("interrupted") == 1
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_its_traceback_a_file(attempt, tmp_path, capsys):
+    def run(args):
+        int("three\nlines\n")
+
+    assert attempt(run) == attempt(run) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    log = tmp_path / "madad-error.log"
+    assert first == second and first.startswith("madad try: unexpected: ValueError: invalid literal")
+    assert first.endswith(f"; details in {log}")
+    assert log.read_text().count("Traceback") == 2 and 'int("three' in log.read_text()
+
+
+def test_where_nothing_can_be_written_the_traceback_goes_to_a_temporary_file(
+    attempt, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "madad-error.log").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert attempt(lambda args: 1 / 0) == 1
+    log = Path(capsys.readouterr().err.strip().partition("; details in ")[2])
+    assert log.parent == tmp_path and "ZeroDivisionError" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ScanError("a.nii: too\nsmall"), "a.nii: too small"),
+        (FileNotFoundError(2, "No such file or directory", "a.nii"), "a.nii: No such file or directory"),
+        (PermissionError("not\nallowed"), "not allowed"),
+    ],
+)
+def test_an_error_that_is_meant_for_the_user_is_one_line_without_a_file(
+    error, said, attempt, tmp_path, capsys
+):
+    def run(args):
+        raise error
+
+    assert attempt(run) == 2 and capsys.readouterr().err == f"madad try: {said}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_package_itself_refuses_is_meant_for_the_user(attempt, tmp_path, capsys):
+    from madad_lite.training.settings import AutoencoderConfig, configured
+
+    assert attempt(lambda args: configured(AutoencoderConfig(), mode="x")) == 2
+    assert capsys.readouterr().err.startswith("madad try: ") and not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    process = script("print('x' * 1_000_000)", stdout=write)
+    os.close(write)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 141
+
+
+def test_output_that_cannot_be_written_is_one_line():
+    with open(os.devnull) as nowhere:
+        process = script("print('x')", stdout=nowhere)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and re.fullmatch("madad try: .+\n", said)
+
+
+def test_a_name_that_the_terminal_cannot_show_stops_nothing():
+    process = script("print('é \\udcff')", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert process.communicate(timeout=60)[0] == "\\xe9 \\udcff\n" and process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "required: COMMAND"),
+        (["detect", "", "--out", "o"], "an empty name"),
+        (["detect", "x.nii.gz", "--out", ""], "an empty name"),
+        (["detect", "x.nii.gz", "--out", __file__], "is a file; give a folder"),
+        (["detect", "x.nii.gz", "--out", "o", "--steps", "many"], "invalid int value: 'many'"),
+        (["train", "autoencoder", "--out", "o"], "required: --data"),
+    ],
+)
+def test_wrong_arguments_are_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and said in message and message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_set_twice_keeps_both():
+    args = cli.parser().parse_args(
+        ["train", "autoencoder", "--data", "d", "--out", "o", "--set", "a=1", "--set", "b=x"]
+    )
+    assert cli.settings(args.set) == {"a": 1, "b": "x"}
+
+
+def test_python_m_madad_lite():
+    done = subprocess.run([sys.executable, "-m", "madad_lite", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)

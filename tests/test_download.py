@@ -16,10 +16,14 @@ SCRIPT = Path(__file__).resolve().parent.parent / "data_download.sh"
 ATLAS_MASK = "sub-r{0:03d}s001_ses-1_space-MNI152NLin2009aSym_label-L_desc-T1lesion_mask.nii.gz"
 
 
-def archive(names, size=3000):
-    """A tar file of fake scans with reproducible content that does not compress."""
+def archive(names, size=3000, links=()):
+    """A tar file of fake scans with reproducible content that does not compress; links: (name, target)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, target in links:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, str(target)
+            tar.addfile(link)
         for name in names:
             content = hashlib.shake_128(name.encode()).digest(size)
             member = tarfile.TarInfo(name)
@@ -34,12 +38,13 @@ IXI_MD5 = hashlib.md5(IXI).hexdigest()
 
 class Server(ThreadingHTTPServer):
     """Serves self.files; self.cut: so many GETs break off halfway; self.ranges: whether it can send the rest
-    alone.
+    alone; self.answers: status codes for the next requests, None: a redirect to the same address.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.seen, self.cut, self.ranges = {"/IXI-T1.tar": IXI}, [], 0, True
+        self.answers = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def gets(self):
@@ -60,6 +65,14 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body):
         wanted = self.headers.get("Range")
         self.server.seen.append((self.command, wanted))
+        if self.server.answers:
+            code = self.server.answers.pop(0)
+            self.send_response(code or 302)
+            if code is None:
+                self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         content = self.server.files.get(self.path)
         if content is None:
             self.send_error(404)
@@ -231,6 +244,46 @@ def test_a_file_that_is_not_there(server, download):
     assert done.returncode == 1
     assert "the server answers 404" in done.stderr
     assert len(server.gets()) == 1
+
+
+def test_a_server_that_sends_in_circles(server, download):
+    server.answers = [None] * 500
+    done = download()
+    assert done.returncode == 1
+    assert "the server sends in circles" in done.stderr and "line" not in done.stderr
+    assert not download.out.exists() or left_over(download.out) == []
+
+
+def test_an_empty_file(server, download):
+    server.files["/IXI-T1.tar"] = b""
+    done = download()
+    assert done.returncode == 1
+    assert "the server sent an empty file" in done.stderr and "line" not in done.stderr
+    assert left_over(download.out) == []
+
+
+def test_an_error_of_the_server_is_called_so(server, download):
+    server.answers = [500] * 500
+    done = download(MADAD_TRIES="2")
+    assert done.returncode == 1
+    assert "the server answers 500, 2 times" in done.stderr and "broke" not in done.stderr + done.stdout
+    assert len(server.gets()) == 2
+    server.answers = [503, 503]  # to the question for the size, and once more
+    done = download(MADAD_TRIES="2")
+    assert done.returncode == 0, done.stderr
+    assert "the server answers 503: going on" in done.stdout
+
+
+def test_a_mark_in_the_archive_is_not_written_through(server, download, tmp_path):
+    """`.complete` as a link to a file of the user's."""
+    own = tmp_path / "own.txt"
+    own.write_text("mine")
+    server.files["/IXI-T1.tar"] = bad = archive(["a.nii.gz"], links=[(".complete", own)])
+    done = download(md5=hashlib.md5(bad).hexdigest())
+    assert done.returncode == 0, done.stderr
+    assert own.read_text() == "mine"
+    mark = download.out / "ixi-t1" / ".complete"
+    assert not mark.is_symlink() and server.url in mark.read_text()
 
 
 def test_an_archive_without_scans_is_refused(server, download):

@@ -1,6 +1,7 @@
 """Which scans a folder holds, by their names, and who gets into which split."""
 
 import json
+import os
 
 import pytest
 
@@ -175,6 +176,43 @@ def test_masks_by_name(name, mask, tmp_path):
     assert [s.image.name for s in find_scans(tmp_path, layout="plain")] == sorted(
         ["other.nii.gz"] + [name] * (not mask)
     )
+
+
+def test_capital_endings(tmp_path):
+    touch(
+        tmp_path, "a/anna_T1.NII.GZ", "a/anna_T1_brain_mask.NII.GZ", "a/bert_T1.NII", "a/bert_T1_seg.nii.gz"
+    )
+    anna, bert = find_scans(tmp_path / "a")
+    assert anna.brain.name == "anna_T1_brain_mask.NII.GZ" and bert.lesion.name == "bert_T1_seg.nii.gz"
+    touch(tmp_path, "p07/p07_t1.NII.GZ", "p07/p07_seg.NII.GZ")
+    (scan,) = find_scans(tmp_path / "p07", layout="ms")
+    assert scan.lesion.name == "p07_seg.NII.GZ"
+
+
+def test_bids_masks_say_what_they_are(tmp_path):
+    """After the subject's name, which may say anything."""
+    touch(tmp_path, *(f"sub-brain1/anat/sub-brain1_{e}.nii.gz" for e in ("T1w", "label-lesion_mask", "dseg")))
+    touch(
+        tmp_path,
+        *(f"sub-2/anat/sub-2_{e}.nii.gz" for e in ("T1w", "space-T1w_desc-brain_mask", "label-GM_mask")),
+    )
+    one, two = sorted(find_scans(tmp_path), key=lambda s: s.subject, reverse=True)
+    assert (one.brain, one.lesion.name) == (None, "sub-brain1_label-lesion_mask.nii.gz")
+    assert (two.brain.name, two.lesion) == ("sub-2_space-T1w_desc-brain_mask.nii.gz", None)
+
+
+def test_a_name_that_is_no_utf8_stops_nothing(tmp_path):
+    touch(tmp_path, "a_T1.nii.gz", os.fsdecode(b"b\xff_T1.nii.gz"))
+    scans = find_scans(tmp_path)
+    assert len(scans) == 2 and all(s.scan_id.isascii() for s in scans)
+
+
+def test_participants_in_another_encoding(tmp_path):
+    touch(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz")
+    (tmp_path / "participants.tsv").write_bytes(
+        "participant_id\tgroup\tcity\nsub-1\tpatient\tKöln\n".encode("latin-1")
+    )
+    assert [s.group for s in find_scans(tmp_path)] == ["patient"]
 
 
 def test_plain_same_names_get_different_ids(tmp_path):

@@ -23,8 +23,8 @@ from madad_lite.cli import main
 from madad_lite.denoiser import Denoiser
 from madad_lite.detection import many_scans
 from madad_lite.detection.many_scans import ENDINGS, scans_in
-from madad_lite.errors import ScanError
 from madad_lite.diffusion import make_scheduler
+from madad_lite.errors import ScanError
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
 
@@ -102,7 +102,9 @@ def launch(arguments: list[str]) -> subprocess.CompletedProcess:
         "madad_lite.cli",
     ]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    return subprocess.run([*command, *options, *arguments], env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [*command, *options, *arguments], env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_two_processes_share_a_folder_and_a_bad_scan_stops_neither(scans, model, whole, tmp_path):
@@ -387,7 +389,8 @@ def test_that_nobody_listens_is_no_fault_of_the_scan(scans, model, tmp_path, mon
             text.encode(self.encoding)
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
-        flush = write
+        def flush(self):
+            pass
 
     with open(tmp_path / "nobody", "w") as file:
         monkeypatch.setattr(sys, "stdout", Closed(file))

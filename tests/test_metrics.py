@@ -12,7 +12,8 @@ import torch
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from madad_lite.evaluation import counts, metrics
+from madad_lite.evaluation import metrics, sums
+from madad_lite.evaluation.stream import Stream
 
 
 @pytest.fixture(scope="module")
@@ -210,19 +211,16 @@ def test_sizes_are_shares_of_the_brain():
         truth[i].ravel()[:voxels] = True
     truth[0, 15] = True  # outside the brain
     assert metrics.lesion_size(truth, brain).tolist() == ["", "small", "medium", "medium", "large"]
-    assert metrics.lesion_size(truth, brain, limits=(0.02, 0.2)).tolist() == [
-        "",
-        "small",
-        "small",
-        "medium",
-        "medium",
-    ]
+
+
+def by_size(score, truth, brain=None, threshold=None):
+    return metrics.evaluate(score, truth, brain=brain, threshold=threshold, intervals=False)["by_size"]
 
 
 def test_sizes_part_the_lesion_slices():
     score, truth, brain, _ = cohort(n_subjects=9)
     size = metrics.lesion_size(truth, brain)
-    result = metrics.by_lesion_size(score, truth, brain, threshold=0.6)
+    result = by_size(score, truth, brain, threshold=0.6)
     assert sum(r["n"] for r in result.values()) == (truth & brain).any((1, 2)).sum()
     for name, found in result.items():
         rows = size == name
@@ -239,14 +237,11 @@ def test_sizes_part_the_lesion_slices():
 def test_sizes_without_a_threshold_use_the_best_pooled_one_of_all():
     score, truth, brain, _ = cohort()
     best = metrics.pooled_max_dice(score, truth, brain)[1]
-    assert metrics.by_lesion_size(score, truth, brain) == metrics.by_lesion_size(score, truth, brain, best)
-    assert metrics.evaluate(score, truth, brain=brain)["by_size"] == metrics.by_lesion_size(
-        score, truth, brain, best
-    )
+    assert by_size(score, truth, brain) == by_size(score, truth, brain, best)
 
 
 def test_a_size_that_does_not_occur_is_none():
-    result = metrics.by_lesion_size(SCORE, TRUTH)  # 2 and 1 of 4 voxels: large
+    result = by_size(SCORE, TRUTH)  # 2 and 1 of 4 voxels: large
     assert result["large"]["n"] == 2 and result["small"]["n"] == result["medium"]["n"] == 0
     assert set(result["small"]) == set(result["large"])
     assert all(v is None for k, v in result["small"].items() if k != "n")
@@ -284,10 +279,10 @@ def test_intervals_between_quantiles_stay_close(monkeypatch, name):
     score, truth, brain, subjects = cohort(n_subjects=9, per_subject=8)
     options = {"brain": brain, "n": 30, "seed": 1}
     exact = metrics.bootstrap_interval(FUNCTIONS[name], score, truth, subjects, **options)
-    monkeypatch.setattr(counts, "BINS", 60)
-    assert len(np.unique(score[truth & brain])) > 2 * counts.BINS
+    monkeypatch.setattr(sums, "BINS", 60)
+    assert len(np.unique(score[truth & brain])) > 2 * sums.BINS
     binned = metrics.bootstrap_interval(name, score, truth, subjects, **options)
-    assert binned != pytest.approx(exact, abs=1e-9) and binned == pytest.approx(exact, abs=2 / counts.BINS)
+    assert binned != pytest.approx(exact, abs=1e-9) and binned == pytest.approx(exact, abs=2 / sums.BINS)
 
 
 def test_intervals_are_repeatable_and_wider_at_a_higher_level():
@@ -400,12 +395,14 @@ def test_evaluate_holds_everything_and_is_json():
     assert (result["pooled_max_dice"], result["best_threshold"]) == (dice, threshold)
     own = metrics.own_threshold_dice(score, truth, brain)
     alone = metrics.per_image_max_dice(score[lesion], truth[lesion], brain[lesion])[0]
-    assert (result["per_image_own_threshold_dice"], result["per_lesion_image_max_dice"]) == (own, alone)
+    both = result["per_image_own_threshold_dice"], result["per_lesion_image_max_dice"]
+    assert both == pytest.approx((own, alone), abs=1e-12)
     assert alone < own
     at = result["dice_at_validation_threshold"]
-    assert {k: v for k, v in at.items() if "interval" not in k} == metrics.dice_at(score, truth, 0.55, brain)
+    alone = metrics.dice_at(score, truth, 0.55, brain)
+    assert {k: v for k, v in at.items() if "interval" not in k} == pytest.approx(alone, abs=1e-12)
     for name in metrics.METRICS:
-        if name in counts.AT_THRESHOLD:
+        if name in metrics.AT_THRESHOLD:
             value, interval = (at[name.removesuffix("_dice") + end] for end in ("", "_interval"))
         else:
             value, interval = result[name], result[f"{name}_interval"]
@@ -415,9 +412,9 @@ def test_evaluate_holds_everything_and_is_json():
         assert interval[0] < value < interval[1]
     false = metrics.false_positive_volume(score, truth, subjects, 0.55, brain=brain, spacing=2.0)
     assert result["false_positives"] == false and false["subjects"] == 3
-    by_size = metrics.by_lesion_size(score, truth, brain, 0.55)
-    for name, values in by_size.items():
-        assert {k: v for k, v in result["by_size"][name].items() if "interval" not in k} == values
+    for name, values in by_size(score, truth, brain, 0.55).items():
+        found = {k: v for k, v in result["by_size"][name].items() if "interval" not in k}
+        assert found == pytest.approx(values, abs=1e-12)
         low, high = result["by_size"][name]["pooled_dice_interval"]
         assert low < values["pooled_dice"] < high
 
@@ -502,7 +499,6 @@ EMPTY = np.zeros_like(TRUTH)
         (lambda: metrics.own_threshold_dice(SCORE, EMPTY), "no lesion voxel"),
         (lambda: metrics.average_precision(SCORE, TRUTH, 1 - TRUTH), "no lesion voxel inside the brain"),
         (lambda: metrics.auroc(SCORE, TRUTH, EMPTY), "brain mask is empty"),
-        (lambda: metrics.by_lesion_size(SCORE, EMPTY), "no lesion voxel"),
         (lambda: metrics.per_image_max_dice(2 * SCORE, TRUTH), r"thresholds lie in \[0, 1\]"),
         (lambda: metrics.evaluate(SCORE - 1, TRUTH), r"thresholds lie in \[0, 1\]"),
         (lambda: metrics.evaluate(SCORE, TRUTH, subjects=["a", "b"]), "one subject a slice"),
@@ -555,61 +551,109 @@ def smooth_maps(n=60, size=64, seed=0, contrast=0.3):
     )
 
 
+def flat(values, name="") -> dict:
+    """{"a": {"b": [1, 2]}} -> {"a.b.0": 1, "a.b.1": 2}"""
+    if not isinstance(values, (dict, list)):
+        return {name: values}
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    return {k: v for key, value in items for k, v in flat(value, f"{name}.{key}").items()}
+
+
+POOLED = ("pooled_max_dice", "ap", "auroc")
+
+
 @pytest.mark.parametrize("contrast", [0.0, 0.1, 0.3, 3.0])
 def test_a_stream_gives_what_evaluate_gives(contrast):
     score, truth, brain = smooth_maps(contrast=contrast)
-    exact = metrics.evaluate(score, truth, brain=brain, threshold=0.2, intervals=False)
+    truth = truth.copy()
+    truth[:20, 0, 0] = True  # outside the brain
+    subjects = np.array([f"sub-{i // 6}" for i in np.random.default_rng(1).permutation(60)])
+    truth[np.isin(subjects, ["sub-3", "sub-7"])] = False
+    options = {"spacing": 2.0, "n": 60, "seed": 4}
+    exact = metrics.evaluate(score, truth, brain=brain, subjects=subjects, threshold=0.2, **options)
+    assert exact["false_positives"]["subjects"] == 3 and exact["by_size"]["medium"]["ap_interval"]
     results = []
     for size in (60, 7, 1):
-        stream = metrics.Stream(threshold=0.2)
+        stream = Stream(threshold=0.2)
         for i in range(0, len(score), size):
             rows = slice(i, i + size)
-            stream.add(score[rows][:, None], torch.from_numpy(truth[rows]), brain[rows])
-        results.append(stream.result())
-        at = results[-1].pop("dice_at_validation_threshold")
-        assert at == pytest.approx(exact["dice_at_validation_threshold"], abs=1e-9)
-    result = results[0]
-    assert result == pytest.approx(results[1]) and result == pytest.approx(
-        results[2]
-    )  # the batch size does not matter
-    binned = ("pooled_max_dice", "ap", "auroc")
-    assert [result.pop(k) for k in binned] == pytest.approx([exact[k] for k in binned], abs=1e-4)
+            stream.add(score[rows][:, None], torch.from_numpy(truth[rows]), brain[rows], list(subjects[rows]))
+        results.append(stream.result(**options))
+    whole = flat(results[0])
+    for other in results[1:]:  # the batch size does not matter
+        assert whole == pytest.approx(flat(other), abs=1e-12)
     # the threshold is a place where the exact Dice is as good as the best, not always the same place
-    assert metrics.dice_at(score, truth, result.pop("best_threshold"), brain)["pooled"] == pytest.approx(
+    assert metrics.dice_at(score, truth, whole.pop(".best_threshold"), brain)["pooled"] == pytest.approx(
         exact["pooled_max_dice"], abs=1e-4
     )
-    assert result == pytest.approx({k: exact[k] for k in result}, abs=1e-9)
+    expected = flat(exact)
+    assert whole.keys() == expected.keys() - {".best_threshold"}
+    for name, value in whole.items():
+        pooled = any(f".{kind}" in name for kind in POOLED)
+        of_interval = (
+            2e-2 if "small" in name else 3e-3
+        )  # the small lesions have 34 voxels: each of them shows
+        error = of_interval if pooled and "interval" in name else 1e-4 if pooled else 1e-9
+        assert value == pytest.approx(expected[name], abs=error), name
 
 
 def test_a_stream_keeps_true_ties_and_extremes():
     score = np.array([0.0, 1e-30, 1e-9, 0.25, 0.25, 0.5, 1.0, 1.0], np.float32).reshape(1, 2, 4)
     truth = np.array([0, 0, 0, 1, 0, 0, 1, 0]).reshape(1, 2, 4)
-    stream = metrics.Stream()
+    stream = Stream()
     stream.add(score, truth)
     result = stream.result()
     exact = metrics.evaluate(score, truth, intervals=False)
-    for name in ("pooled_max_dice", "ap", "auroc"):
+    for name in POOLED:
         assert result[name] == pytest.approx(exact[name], abs=1e-9)
     assert result["best_threshold"] == 0.25
 
 
-def test_a_stream_holds_as_much_after_many_batches_as_after_one():
-    score, truth, brain = smooth_maps(n=8)
-    stream = metrics.Stream()
-    stream.add(score, truth, brain)
+def size_of_arrays(thing) -> int:
+    """Bytes of all arrays that an object holds."""
+    if isinstance(thing, np.ndarray):
+        return thing.nbytes
+    if isinstance(thing, (dict, list, tuple)):
+        return sum(map(size_of_arrays, thing.values() if isinstance(thing, dict) else thing))
+    return size_of_arrays(vars(thing)) if hasattr(thing, "__dict__") else 0
+
+
+def test_what_a_stream_holds_does_not_grow_with_the_slices_of_a_subject():
+    score, truth, brain = smooth_maps(n=12)
+    subjects = np.repeat(["a", "b"], 6)
+    stream = Stream(0.2)
+    stream.add(score, truth, brain, subjects)
+    held = size_of_arrays(stream)
     tracemalloc.start()
-    for _ in range(200):
-        stream.add(score, truth, brain)
+    for _ in range(100):
+        stream.add(score, truth, brain, subjects)
     left, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert stream.result()["slices"] == 8 * 201
-    assert left < 1e5 and peak < 12e6  # 26 MB of scores have come
+    assert size_of_arrays(stream) == held < 30e6
+    assert left < 1e5 and peak < 12e6  # 20 MB of scores have come
+    result = stream.result(n=20)
+    assert result["slices"] == 12 * 101 and result["subjects"] == 2
+    for i in range(10):  # only subjects add to it, 50 kB for each size of lesion that they have
+        stream.add(score[:6], truth[:6], brain[:6], [f"new-{i}"] * 6)
+    assert size_of_arrays(stream) - held < 10 * 4 * 50e3
 
 
-def test_a_stream_without_lesion_or_out_of_range_is_refused():
-    stream = metrics.Stream()
-    stream.add(SCORE, EMPTY)
-    with pytest.raises(ValueError, match="no lesion voxel"):
+def test_a_stream_without_lesion_says_what_evaluate_says():
+    stream = Stream(0.14)
+    with pytest.raises(ValueError, match="no slices"):
         stream.result()
+    stream.add(SCORE, EMPTY, subjects=["a", "a", "b"])
+    result = stream.result(spacing=2.0)
+    assert result == metrics.evaluate(SCORE, EMPTY, subjects=["a", "a", "b"], threshold=0.14, spacing=2.0)
+    assert result["ap"] is None and result["false_positives"]["subjects"] == 2
+
+
+def test_a_stream_refuses_bad_batches():
+    stream = Stream()
     with pytest.raises(ValueError, match=r"thresholds lie in \[0, 1\]"):
         stream.add(2 * SCORE, TRUTH)
+    with pytest.raises(ValueError, match="one subject a slice"):
+        stream.add(SCORE, TRUTH, subjects=["a"])
+    stream.add(SCORE, TRUTH, subjects=["a"] * 3)
+    with pytest.raises(ValueError, match="every batch, or of none"):
+        stream.add(SCORE, TRUTH)

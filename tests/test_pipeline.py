@@ -13,10 +13,12 @@ from madad_lite.autoencoder import make_autoencoder
 from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import make_scheduler
 from madad_lite.evaluation.metrics import average_precision
+from madad_lite.extensions.memory import fitting_batch
 from madad_lite.family import BASELINES
-from madad_lite.pipeline import MadAdPipeline, shipped
+from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.nifti import save_nifti
 from madad_lite.simulation.cohort import simulate_subject
+from madad_lite.weights import shipped
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_the_batch_fits_the_free_memory(pipe, slices, monkeypatch):
     batches = []
     for free in (2**40, 2**28, 2**26, 0):
         monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        batches.append(pipe._fitting_batch(96))
+        batches.append(fitting_batch(pipe.autoencoder, 96, pipe.device))
     assert batches[0] <= 256 and batches == sorted(set(batches), reverse=True) and batches[-1] == 1
     sizes = []
     for part in ("encoder", "decoder"):

@@ -16,6 +16,7 @@ from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 
 from madad_lite import plotting
+from madad_lite.evaluation import metrics
 from madad_lite.plotting.canvas import CELLS, FALSE, HIT, MISSED, TRUTH
 
 N, SIZE, LATENT, STEPS = 6, 24, 6, 3
@@ -167,6 +168,8 @@ def test_detection_figure_shows_the_five_stages_of_one_slice(out, truth):
     ):
         assert word in words(fig)
     assert not any(contours(ax) for ax in plotting.detection_figure(out, 3).axes)
+    one = SimpleNamespace(**{k: v[:1] if torch.is_tensor(v) else v for k, v in vars(out).items()})
+    assert "slice" not in words(plotting.detection_figure(one, 0))  # there is only one
 
 
 def test_slices_of_a_scan_are_named_by_their_height_in_mni_space(out):
@@ -185,13 +188,32 @@ def test_threshold_figure_counts_and_colours_hits_false_alarms_and_misses():
     fig = plotting.threshold_figure(np.zeros((SIZE, SIZE)), score, 0.3, truth)
     painted = {im.get_cmap()(0): int(np.ma.count(im.get_array())) for im in fig.axes[2].get_images()[1:]}
     assert painted == {to_rgba(HIT): 8, to_rgba(FALSE): 8, to_rgba(MISSED): 8}
-    assert "Dice = 0.50" in words(fig) and "score > 0.30" in words(fig)
+    assert "Dice = 0.50" in words(fig) and "score >= 0.30" in words(fig)
     for word in ("hit", "false alarm", "missed"):
         assert word in words(fig)
-    strict = plotting.threshold_figure(np.zeros((SIZE, SIZE)), score, 0.5, truth)  # strictly above
-    assert "Dice = 0.00" in words(strict)
+    above = plotting.threshold_figure(np.zeros((SIZE, SIZE)), score, 0.51, truth)
+    assert "Dice = 0.00" in words(above)
     assert "none found" in words(plotting.threshold_figure(truth, score, 0.9, np.zeros_like(truth)))
     assert "16 voxels" in words(plotting.threshold_figure(truth, score, 0.3))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, float(np.float32(0.7)), 1.0])
+def test_pictures_and_tables_agree_where_scores_equal_the_threshold(threshold):
+    truth = np.zeros((1, 8, 8), dtype=bool)
+    truth[0, :2] = True
+    score = np.zeros((1, 8, 8), dtype=np.float32)
+    score[0, 1:3], score[0, 3] = (
+        threshold,
+        threshold / 2,
+    )  # half of the lesion is found, and as much beside it
+    counted = metrics.dice_at(score, truth, threshold)["pooled"]
+    picture = plotting.threshold_figure(score[0], score[0], threshold, truth[0])
+    assert f"Dice = {counted:.2f}" in words(picture)
+    assert f"at {threshold:.2f}" in words(plotting.dice_curve(score, truth, threshold=threshold))
+    marked = plotting.dice_curve(score, truth, threshold=threshold).axes[0].lines[-1]
+    assert marked.get_ydata()[0] == counted
+    # the float32 nearest to 0.7 lies below 0.7; the others are met exactly
+    assert counted == (0.0 if threshold == 0.7 else 0.5)
 
 
 def test_scan_report_puts_the_most_anomalous_slices_first(out, truth):
@@ -321,22 +343,24 @@ def ramp(affine, shape=(6, 8, 10)):
     return nib.Nifti1Image(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), affine)
 
 
+def planes(fig):
+    """The pictures of nilearn's three axes: the scan and what lies over it, with the top of the head first."""
+    shown = [ax for ax in fig.axes if len(ax.get_images()) > 1]  # each has the black background below
+    assert len(shown) == 3
+    return [[np.ma.getdata(im.get_array()) for im in ax.get_images()[1:]] for ax in shown]
+
+
 def test_volume_view_cuts_three_planes_through_the_point(tmp_path):
     scan = ramp(np.diag([2.0, 2.0, 2.0, 1.0]))
-    fig = plotting.volume_view(scan, point=(4, 6, 8))
+    fig = plotting.volume_view(scan, point=(4, 6, 8), title="a ramp")
     data = scan.get_fdata()
-    for ax, plane in zip(fig.axes, (data[2], data[:, 3], data[:, :, 4]), strict=True):
-        np.testing.assert_array_equal(pictures(ax)[0], plane.T)
-        assert ax.get_images()[0].origin == "lower"
-    assert [ax.get_title() for ax in fig.axes] == [
-        "sagittal, x = 4 mm",
-        "coronal, y = 6 mm",
-        "axial, z = 8 mm",
-    ]
-    assert [t.get_text() for t in fig.axes[2].texts] == ["L", "R"]
+    for (picture,), plane in zip(planes(fig), (data[2], data[:, 3], data[:, :, 4]), strict=True):
+        np.testing.assert_array_equal(picture, plane.T[::-1])
+    for word in ("x=4", "y=6", "z=8", "L", "R", "a ramp"):
+        assert word in words(fig).split(" | ")
     nib.save(scan, tmp_path / "scan.nii.gz")
     from_file = plotting.volume_view(tmp_path / "scan.nii.gz", point=(4, 6, 8))
-    np.testing.assert_array_equal(pictures(from_file.axes[0])[0], data[2].T)
+    np.testing.assert_array_equal(planes(from_file)[0][0], data[2].T[::-1])
 
 
 def test_volume_view_turns_any_orientation_to_ras():
@@ -345,22 +369,31 @@ def test_volume_view_turns_any_orientation_to_ras():
         scan.get_fdata()[::-1].astype("f4"),
         np.array([[-2, 0, 0, 10], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]]),
     )
-    one, other = (plotting.volume_view(v, point=(4, 6, 8)) for v in (scan, flipped))
-    for a, b in zip(one.axes, other.axes, strict=True):
-        np.testing.assert_array_equal(pictures(a)[0], pictures(b)[0])
+    one, other = (planes(plotting.volume_view(v, point=(4, 6, 8))) for v in (scan, flipped))
+    for (a,), (b,) in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_volume_view_goes_where_the_map_is_highest():
     scan = ramp(np.eye(4))
     score = np.zeros(scan.shape, dtype=np.float32)
-    score[1, 2, 3] = 0.9
-    fig = plotting.volume_view(scan, nib.Nifti1Image(score, np.eye(4)))
-    assert fig.axes[2].get_title() == "axial, z = 3 mm"
-    assert pictures(fig.axes[0])[1].max() == np.float32(0.9)
-    score[1:6, 1:6, 2:7] = 1  # a flat top: its middle, not its first corner
+    score[1, 2, 3], score[0, 2, 3] = 0.9, 0.09
+    fig = plotting.volume_view(scan, nib.Nifti1Image(score, np.eye(4)), vmax=0.9)
+    assert "z=3" in words(fig) and "anomaly score" in words(fig)
+    assert planes(fig)[0][1].max() == np.float32(0.9)
+    over = [ax for ax in fig.axes if len(ax.get_images()) > 1][0].get_images()[2]
+    assert over.get_clim() == (0, 0.9) and over.get_cmap().name == "magma"
+    alpha = np.asarray(over.get_alpha())
     assert (
-        plotting.volume_view(scan, nib.Nifti1Image(score, np.eye(4))).axes[2].get_title() == "axial, z = 4 mm"
-    )
+        alpha.max() == pytest.approx(0.75) and np.count_nonzero(alpha) == 1
+    )  # elsewhere the scan shines through
+    weak = plotting.volume_view(scan, nib.Nifti1Image(score, np.eye(4)), point=(0, 2, 3), vmax=0.9)
+    over = [ax for ax in weak.axes if len(ax.get_images()) > 1][0].get_images()[2]
+    assert np.max(over.get_alpha()) == pytest.approx(
+        0.15
+    )  # weak is weak, though nothing else is in this plane
+    score[1:6, 1:6, 2:7] = 1  # a flat top: its middle, not its first corner
+    assert "z=4" in words(plotting.volume_view(scan, nib.Nifti1Image(score, np.eye(4))))
     with pytest.raises(ValueError, match="not the same grid"):
         plotting.volume_view(scan, nib.Nifti1Image(score[:4], np.eye(4)))
 
@@ -441,24 +474,26 @@ def test_dice_curve_agrees_with_counting(out, truth):
     brain = np.zeros_like(truth)
     brain[:, 4:20, 4:20] = True
     score = out.anomaly_map[:, 0].numpy()
-    score[3, 8:10, 9:15] = 0.5  # exactly at a threshold: not above it
+    score[3, 8:10, 9:15] = 0.5  # exactly at a threshold: found
     (ax,) = plotting.dice_curve(score, truth, brain, threshold=0.03, points=21).axes
     curve = ax.lines[0]
     for threshold, dice in zip(curve.get_xdata(), curve.get_ydata(), strict=True):
-        found = (score > threshold) & brain
+        found = (score >= threshold) & brain
         assert dice == pytest.approx(2 * (found & truth).sum() / max(1, found.sum() + truth.sum()))
     marked = next(line for line in ax.lines if "validation" in line.get_label())
     assert marked.get_xdata()[0] == 0.03
     assert "best: 1.00" in words(ax.figure)
     assert "validation" not in words(plotting.dice_curve(score, truth).axes[0].figure)
-    with pytest.raises(ValueError, match="differ in shape"):
+    with pytest.raises(ValueError, match="must have one shape"):
         plotting.dice_curve(score[:2], truth)
 
 
 def test_precision_recall_names_its_area_and_the_level_of_guessing(out, truth):
     (ax,) = plotting.precision_recall(out.anomaly_map, truth, out.brain, label="MAD-AD").axes
-    assert "MAD-AD: average precision 1.00" in words(ax.figure)
+    assert "MAD-AD (AP = 1.00)" in words(ax.figure)
+    assert "guessing (AP = 0.010)" in words(ax.figure)
     assert ax.lines[1].get_ydata()[0] == pytest.approx(truth.mean())
+    assert "AP = 1.00" in words(plotting.precision_recall(out.anomaly_map, truth))
     assert len(ax.lines[0].get_xdata()) <= 1000
     with pytest.raises(ValueError, match="no lesion voxel"):
         plotting.precision_recall(out.anomaly_map, np.zeros_like(truth))

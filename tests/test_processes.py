@@ -108,9 +108,10 @@ def launch(train, data: Path, out: Path, config, number: int = 2) -> Path:
         p.start()
     alive = group
     while alive:
-        wait([p.sentinel for p in alive])
+        ended = wait([p.sentinel for p in alive], timeout=300)
         alive = [p for p in alive if p.is_alive()]
-        for p in alive if any(q.exitcode for q in group) else []:  # as a launcher does when one fails
+        # as a launcher does when one fails; or they wait for each other for ever
+        for p in alive if not ended or any(q.exitcode for q in group) else []:
             p.kill()
     assert [p.exitcode for p in group] == [0] * number
     return out

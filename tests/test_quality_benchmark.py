@@ -33,7 +33,7 @@ def test_maps_are_kept_for_the_same_weights_and_slices_only(tmp_path):
     weights.mkdir()
     (weights / "config.json").write_text("{}")
 
-    def method(pipe, images, brain, subjects):
+    def method(pipe, images, brain, scans):
         calls.append(len(images))
         return images / 2
 
@@ -50,12 +50,12 @@ def test_maps_are_kept_for_the_same_weights_and_slices_only(tmp_path):
     assert calls == [4, 4, 3, 4, 4]
 
 
-def test_smoothing_goes_through_the_slices_of_a_subject_and_stays_in_the_brain():
+def test_smoothing_goes_through_the_slices_of_a_scan_and_stays_in_the_brain():
     score = torch.zeros(6, 1, 4, 4)
     score[2] = 1
     brain = torch.ones(6, 1, 4, 4, dtype=torch.bool)
     brain[1, 0, 0, 0] = False
-    run = quality.helped(lambda pipe, images, brain, subjects: score.clone(), 0, 1.2, 0)
+    run = quality.helped(lambda pipe, images, brain, scans: score.clone(), 0, 1.2, 0)
     result = run(None, None, brain, np.array(["a"] * 3 + ["b"] * 3))
     assert 0 < result[1, 0, 1, 1] < result[2, 0, 1, 1] < 1
     assert result[1, 0, 0, 0] == 0 and not result[3:].any()
@@ -76,10 +76,9 @@ def test_other_methods_are_weighed_by_intensity_where_the_weights_are(tmp_path):
     pipe, found = settings(2.0)
     assert "MAD-AD, not weighed by intensity" in found and "MAD-AD, not weighed by intensity" not in without
     assert not any("weight" in s for s in [*without["reconstruction error"], *found["intensity"]])
-    images, subjects = torch.rand(2, 1, 32, 32) * 2 - 1, np.array(["a", "a"])
+    images, scans = torch.rand(2, 1, 32, 32) * 2 - 1, np.array(["a", "a"])
     plain, weighed = (
-        found["reconstruction error"][s](pipe, images, images > -2, subjects)
-        for s in ("", "intensity weight 2")
+        found["reconstruction error"][s](pipe, images, images > -2, scans) for s in ("", "intensity weight 2")
     )
     torch.testing.assert_close(weighed, plain * (1 + 2 * images.clamp(0, 1)) / 3)
 
@@ -114,7 +113,7 @@ def test_the_summary_marks_the_highest_and_what_cannot_be_told_apart():
     assert list(rows) == ["MAD-AD", "far", "near"]  # in the order of the set that has most of them
 
 
-@pytest.mark.parametrize("page", ["README.md", "notebooks/05_evaluation.ipynb"])
+@pytest.mark.parametrize("page", ["docs/results.md", "notebooks/05_evaluation.ipynb"])
 def test_pages_show_the_benchmarks_table(page):
     table = (ROOT / "benchmarks" / "QUALITY.md").read_text().split("\n|", 1)[1].split("\n\n")[0]
     text = (ROOT / page).read_text()

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from madad_lite.cli import main
-from madad_lite.evaluation.compare import load_split
-from madad_lite.evaluation.reproduce import largest_lesion_slices
+from madad_lite.evaluation.compare import LabelledSlices, Split, load_split
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.simulation.cohort import write_cohort
 from madad_lite.training.settings import RECIPES
@@ -117,7 +116,7 @@ def test_s2_by_one_command(folders, tmp_path, capsys):
 
 def test_the_largest_lesion_of_each_patient(folders):
     slices = load_split(folders["flair"], "test")
-    chosen = largest_lesion_slices(slices)
+    chosen = LabelledSlices.joined(Split(folders["flair"], "test", largest=True))
     assert len(set(chosen.subjects)) == len(chosen.subjects)
     area = slices.lesion.flatten(1).sum(1)
     for i, subject in enumerate(chosen.subjects):

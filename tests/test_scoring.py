@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from madad_lite.extensions.intensity_weight import weigh_by_intensity
-from madad_lite.scoring import AUTHORS, PAPER, image_difference, latent_difference, mean_predicted_mask
+from madad_lite.scoring import image_difference, latent_difference, mean_predicted_mask
+from madad_lite.settings import AUTHORS, PAPER
 
 
 @pytest.fixture(scope="module")

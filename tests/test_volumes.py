@@ -1,9 +1,12 @@
 """Reading, orienting, registering, normalising and cutting scans, and the way back."""
 
+import gzip
 import itertools
 import json
+import os
 import struct
 import sys
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -11,10 +14,12 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from madad_lite.errors import ScanError
+from madad_lite.errors import Refused, ScanError
 from madad_lite.scans import prepare
+from madad_lite.scans.bias import without_bias
+from madad_lite.scans.brain import LARGEST_ML, deepbet_brain, skull_valley, whole_brain_ml
 from madad_lite.scans.grid import Geometry, Grid
-from madad_lite.scans.nifti import load_volume, return_to_scan, save_nifti
+from madad_lite.scans.nifti import brain_image, load_volume, return_to_scan, save_nifti
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.scans.registration import register_to_mni, template
 
@@ -204,7 +209,8 @@ def test_a_scan_at_the_grids_resolution_stays_sharp(saved):
         np.float32
     )
     affine[0, 3] += GRID.spacing / 2
-    out = prepare_volume(saved(nib.Nifti1Image(waves, affine)), grid=GRID, register=False)
+    mask = saved(nib.Nifti1Image(brain.astype(np.uint8), affine))
+    out = prepare_volume(saved(nib.Nifti1Image(waves, affine)), brain=mask, grid=GRID, register=False)
     inner = ndimage.binary_erosion(out.brain, iterations=3)
     there = waves[ndimage.binary_erosion(brain, iterations=3)] / np.median(waves[brain])
     assert out.image[inner].std() > 0.8 * there.std()
@@ -339,6 +345,20 @@ def bad_files(folder, on_grid):
     whole = save("whole.nii", data)
     (folder / "cut.nii").write_bytes(whole.read_bytes()[:50_000])
     (folder / "folder.nii").mkdir()
+    os.mkfifo(folder / "pipe.nii")
+    flipped = bytearray(gzip.compress(whole.read_bytes(), compresslevel=0))
+    flipped[len(flipped) // 2] ^= 1  # stored, not deflated: only the checksum tells
+    (folder / "flipped.nii.gz").write_bytes(flipped)
+    (folder / "more.nii.gz").write_bytes(gzip.compress(whole.read_bytes() + bytes(2**21)))
+    header = nib.Nifti1Header()
+    header.set_data_shape((10_000, 10_000, 3_000))
+    header.set_data_dtype(np.float64)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    header.set_sform(np.diag([0.09, 0.09, 0.3, 1]), 2)
+    lies = header.binaryblock + bytes(4)
+    (folder / "lies.nii").write_bytes(lies)
+    (folder / "bomb.nii").write_bytes(lies)
+    (folder / "lies.nii.gz").write_bytes(gzip.compress(lies))
     nan, infinite = data.copy(), data.copy()
     nan[20, 20, 20], infinite[20, 20, 20] = np.nan, np.inf
     small = np.where(np.asarray(blob(on_grid, radius=10.0).dataobj) > 0, data, 0)
@@ -346,7 +366,14 @@ def bad_files(folder, on_grid):
     colour = np.zeros(data.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])
     return {
         "missing.nii.gz": ({}, "no such file"),
-        "folder.nii": ({}, "no such file"),
+        "folder.nii": ({}, "is a folder"),
+        "n" * 300 + ".nii": ({}, "cannot be opened"),
+        "pipe.nii": ({}, "not a regular file"),
+        "flipped.nii.gz": ({}, "CRC"),
+        "more.nii.gz": ({}, "holds more than"),
+        "lies.nii": ({"max_voxels": 10**12}, "truncated, it holds 352 of the 2,400,000,000,352"),
+        "lies.nii.gz": ({"max_voxels": 10**12}, "truncated, it holds 352 of the 2,400,000,000,352"),
+        "bomb.nii": ({}, "300,000 million voxels"),
         "text.nii.gz": ({}, "NIfTI"),
         "empty.nii.gz": ({}, "empty"),
         "cut.nii.gz": ({}, "truncated"),
@@ -361,6 +388,13 @@ def bad_files(folder, on_grid):
         save("few.nii.gz", np.stack([data] * 2, 3)).name: ({"channel": 2}, "no channel 2"),
         save("complex.nii.gz", data.astype(np.complex64)).name: ({}, "one real number"),
         save("colour.nii.gz", colour).name: ({}, "one real number"),
+        save("many.nii.gz", data).name: ({"max_voxels": 10_000}, "more than the 0 that"),
+        save("coarse.nii.gz", data, np.diag([25.0, 4, 4, 1])).name: ({}, "25 mm large"),
+        save("metres.nii.gz", np.resize(data, (80, 48, 20)), np.diag([14.0, 5, 5, 1])).name: (
+            {},
+            "view is 1120 x 240 x 100",
+        ),
+        save("tiny.nii.gz", data, np.diag([4.0, 4, 0.4, 1])).name: ({}, "field of view"),
         save("blob.nii.gz", small).name: ({}, "no brain"),
         save("far.nii.gz", data, far).name: ({"register": False}, "no slices left"),
     }
@@ -368,7 +402,9 @@ def bad_files(folder, on_grid):
 
 NAMES = (
     "missing.nii.gz folder.nii text.nii.gz empty.nii.gz cut.nii.gz cut.nii other.mgz constant.nii.gz nan.nii.gz "
-    "infinite.nii.gz huge.nii.gz flat.nii.gz four.nii.gz few.nii.gz complex.nii.gz colour.nii.gz blob.nii.gz far.nii.gz"
+    "infinite.nii.gz huge.nii.gz flat.nii.gz four.nii.gz few.nii.gz complex.nii.gz colour.nii.gz blob.nii.gz "
+    "far.nii.gz pipe.nii flipped.nii.gz more.nii.gz lies.nii lies.nii.gz bomb.nii many.nii.gz "
+    "coarse.nii.gz metres.nii.gz tiny.nii.gz " + "n" * 300 + ".nii"
 ).split()
 
 
@@ -484,17 +520,158 @@ def head_of(source):
     return nib.Nifti1Image(np.hypot(head + noise[0], noise[1]).astype(np.float32), source.affine)
 
 
-def test_head_with_skull_gets_the_templates_brain(saved):
+@pytest.fixture(scope="module")
+def head():
+    """A head whose brain is known, and that brain."""
     scan = moved_scan((4.0, 4.0, 4.0))
-    head = head_of(scan)
-    out = prepare_volume(saved(head), grid=GRID, register="auto", min_brain=0)
+    return head_of(scan), np.asarray(scan.dataobj) > 0
+
+
+@pytest.fixture
+def deepbet(monkeypatch):
+    """Function: what deepbet's network shall say of a scan. Returns the scans that it was asked about."""
+
+    def answers(answer):
+        asked = []
+
+        class BrainExtraction:
+            def __init__(self, no_gpu):
+                assert no_gpu
+
+            def run(self, scan):
+                asked.append(scan)
+                return None, nib.Nifti1Image(answer(scan).astype(np.uint8), scan.affine), 0.0
+
+        monkeypatch.setitem(sys.modules, "deepbet", SimpleNamespace(BrainExtraction=BrainExtraction))
+        return asked
+
+    return answers
+
+
+def test_head_with_skull_gets_the_templates_brain(head, saved, deepbet, monkeypatch, caplog):
+    """With a warning, where there is no deepbet; without one where it is asked for."""
+    scan, brain = head
+    monkeypatch.setitem(sys.modules, "deepbet", None)
+    path = saved(scan)
+    out = prepare_volume(path, grid=GRID, register="auto", min_brain=0)
     assert registration_error(out.geometry.to_mni) < 6
+    assert out.brain_source == "template" and out.brain_ml == pytest.approx(out.brain_in_scan.sum() * 0.064)
+    assert len(caplog.records) == 1 and str(path) in caplog.text and "deepbet" in caplog.text
     returned = np.asarray(return_to_scan(out.brain, out.geometry).dataobj) > 0.5
-    lowest = (
-        nib.affines.apply_affine(MOVED @ scan.affine, np.moveaxis(np.indices(scan.shape), 0, -1))[..., 2]
-        > -55
+    world = nib.affines.apply_affine(MOVED @ scan.affine, np.moveaxis(np.indices(scan.shape), 0, -1))
+    lowest = world[..., 2] > -55
+    assert dice(returned & lowest, brain & lowest) > 0.88
+    with pytest.raises(ImportError, match=r'pip install "madad-lite\[prep\]"'):
+        prepare_volume(path, brain="deepbet", grid=GRID)
+    asked = deepbet(lambda _: brain)
+    caplog.clear()
+    same = prepare_volume(path, brain="template", grid=GRID, min_brain=0)
+    assert np.array_equal(same.image, out.image) and not caplog.records and not asked
+
+
+def test_head_with_skull_gets_deepbets_brain(head, saved, deepbet):
+    scan, brain = head
+    asked, path = deepbet(lambda _: brain), saved(scan)
+    out = prepare_volume(path, grid=GRID, min_brain=0)
+    assert out.brain_source == "deepbet" and np.array_equal(out.brain_in_scan, brain)
+    assert np.array_equal(asked[0].dataobj, scan.dataobj) and registration_error(out.geometry.to_mni) < 3
+    mask = saved(brain_image(out))
+    back = nib.load(mask)
+    assert back.get_data_dtype() == np.uint8 and np.array_equal(back.affine, nib.load(path).affine)
+    again = prepare_volume(path, brain=mask, grid=GRID, min_brain=0)  # the kept mask gives the same
+    assert again.brain_source == "file" and np.array_equal(again.image, out.image)
+
+
+def test_deepbet_that_finds_nothing(head, saved, deepbet):
+    def fails(scan):
+        raise AssertionError("Not enough foreground")
+
+    path = saved(head[0])
+    for answer in (fails, lambda scan: np.zeros(scan.shape, bool)):
+        deepbet(answer)
+        with pytest.raises(ScanError, match="no brain") as error:
+            prepare_volume(path, grid=GRID)
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_deepbet_itself_finds_the_brain(head):
+    """The package, as it is called here, on a head that is no real one."""
+    scan, brain = head
+    assert dice(deepbet_brain("head", scan), brain) > 0.8
+
+
+def test_a_cut_head_on_a_clean_background_is_no_stripped_brain(head, saved, deepbet):
+    """It has a brain's volume, but a skull."""
+    scan, brain = head
+    data = np.asarray(scan.dataobj).copy()
+    outside = ndimage.distance_transform_edt(~brain) * 4 > 16
+    data[outside] = 0
+    low = np.flatnonzero(brain.any((0, 1)))[0] + 18
+    cut = nib.Nifti1Image(data[:, :, low:], scan.affine @ nib.affines.from_matvec(np.eye(3), [0, 0, low]))
+    inside = ndimage.binary_fill_holes(data[:, :, low:] > 0)
+    assert inside.sum() * 0.064 < LARGEST_ML and skull_valley(data[:, :, low:], inside, scan.affine) < 0.6
+    assert skull_valley(np.where(brain, data, 0), brain, scan.affine) > 0.95
+    deepbet(lambda _: brain[:, :, low:])
+    assert prepare_volume(saved(cut), grid=GRID, register=False, min_brain=0).brain_source == "deepbet"
+
+
+@pytest.mark.parametrize("litres", [2.6, 0.7])
+def test_a_brain_of_impossible_size_is_refused(litres, on_grid, saved, monkeypatch):
+    """By its registration, also where the mask is a part of it, as of a scan that is cut off."""
+    size = (litres / whole_brain_ml(np.eye(4)) * 1000) ** (1 / 3)
+    scan_to_mni = np.diag([1 / size] * 3 + [1])
+    mask = np.asarray(on_grid.dataobj) > 0
+    mask[:, :, 28:] = False
+    scaled = np.linalg.inv(scan_to_mni) @ on_grid.affine
+    path, part = (saved(nib.Nifti1Image(x, scaled)) for x in (on_grid.get_fdata(), mask.astype(np.uint8)))
+    monkeypatch.setattr(prepare, "register_to_mni", lambda *_: scan_to_mni)
+    with pytest.raises(ScanError, match=rf"{litres:.2f} litres.*\(file\).*--brain") as error:
+        prepare_volume(path, brain=part, grid=GRID, register=True)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_template_beside_the_head_is_refused(head, saved, monkeypatch):
+    monkeypatch.setattr(prepare, "register_to_mni", lambda *_: nib.affines.from_matvec(np.eye(3), [90, 0, 0]))
+    with pytest.raises(ScanError, match="cannot be registered.*overlap"):
+        prepare_volume(saved(head[0]), brain="template", grid=GRID)
+
+
+# --- bias field
+
+
+def test_bias_correction(on_grid, saved):
+    """A slope of brightness goes, and without being asked for nothing changes."""
+    data = np.asarray(on_grid.dataobj)
+    brain = data > 0
+    slope = 1 + 0.4 * np.linspace(-1, 1, data.shape[0])[:, None, None]
+    path = saved(nib.Nifti1Image((data * slope).astype(np.float32), on_grid.affine))
+    straight = prepare_volume(saved(on_grid), grid=GRID, register=False, bias_correction=True)
+    plain, mended = (
+        prepare_volume(path, grid=GRID, register=False, bias_correction=b) for b in (False, True)
     )
-    assert dice(returned & lowest, (np.asarray(scan.dataobj) > 0) & lowest) > 0.88
+
+    def away(out):
+        return np.abs(out.image - straight.image)[straight.brain].mean()
+
+    assert away(mended) < 0.4 * away(plain)
+    repeated = prepare_volume(path, grid=GRID, register=False, bias_correction=True)
+    assert np.array_equal(mended.image, repeated.image)
+    z = np.where(brain, (data * slope - 100) / 30, 0).astype(np.float32)
+    assert np.isfinite(without_bias(z, brain, on_grid.affine)).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"spacing": 1e6}, {"spacing": 0.0}, {"spacing": float("nan")}, {"size": 5000}, {"size": 97}, {"size": 0}]
+    + [{"z_spacing": 1e-3}, {"z_spacing": 1e3}, {"z_range": (80, -62)}, {"z_range": (-1e9, 80)}],
+    ids=str,
+)
+def test_grids_that_make_no_sense_are_refused(values):
+    with pytest.raises(Refused, match=next(iter(values))) as error:
+        Grid(**values)
+    assert "\n" not in str(error.value)
+    with pytest.raises(Refused):
+        Grid.from_dict({"spacing": 2.0, "size": 96, "z_range": [-62, 80]} | values)
 
 
 def test_when_a_scan_is_registered(on_grid, saved, monkeypatch):

@@ -21,9 +21,9 @@ from madad_lite.scans.registration import template
 
 LIKE = {"t1": "t1", "t1ce": "t1", "t2": "t2", "flair": "flair"}  # contrasts with the same order
 # Measured on real scans, most of them with lesions: white by grey matter is 1.09 and more in T1 (a cut-off one
-# with a large tumour: 1.05), 0.92 to 1.03 in FLAIR; CSF by the brighter of the two is 1.5 and more in T2, up to
-# 1.1 in all others.
-CSF_BRIGHT, CSF_DARK = 1.35, 0.9  # CSF by the brighter of the two: T2 above, FLAIR below
+# with a large tumour: 1.05), 0.92 to 1.03 in FLAIR; CSF by the brighter of the two is 1.5 and more in T2
+# (simulated at 4 mm: 1.3), up to 1.0 in all others.
+CSF_BRIGHT, CSF_DARK = 1.2, 0.9  # CSF by the brighter of the two: T2 above, FLAIR below
 WHITE_BRIGHT, WHITE_DARK = 1.08, 1.04  # white by grey matter: T1 above, FLAIR below
 ENOUGH_ML = 1.0  # of each tissue
 

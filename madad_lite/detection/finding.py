@@ -53,11 +53,12 @@ class Finding:
 
     def lines(self) -> list[str]:
         """Size and place of each part, in words."""
-        return [
-            f"{n}: {p.volume_ml:.1f} mL at x {p.centre[0]:+.0f}, y {p.centre[1]:+.0f}, z {p.centre[2]:+.0f} mm, "
-            f"score up to {p.max_score:.2f}"
-            for n, p in enumerate(self.parts, 1)
-        ]
+        lines = []
+        for n, part in enumerate(self.parts, 1):
+            x, y, z = (f"{round(v):+d}" for v in part.centre)
+            place = f"x {x}, y {y}, z {z} mm"
+            lines.append(f"{n}: {part.volume_ml:.1f} mL at {place}, score up to {part.max_score:.2f}")
+        return lines
 
     def to_dict(self) -> dict:
         return {

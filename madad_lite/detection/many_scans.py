@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -175,8 +176,9 @@ def detect(
         if decides:
             threshold = pipe.config.decision_threshold
             found = find_parts(output.to_nifti("anomaly_map"), prepared.geometry.to_mni, threshold)
-        name = "auto" if len(pipes) > 1 else str(weights)
-        name = Path(pipe.name_or_path).name if isinstance(weights, MadAdPipeline) or name == "auto" else name
+        name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
+        if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
+            name = str(weights)
         now |= {
             "weights": {"name": name, "contrast": pipe.config.contrast, "sha256": hashes[pipes.index(pipe)]},
             "contrast_seen": seen,
@@ -265,8 +267,7 @@ def _say(text: str, to=None) -> None:
 
 def _brain_image(prepared: PreparedScan):
     image = return_to_scan(prepared.brain, prepared.geometry, order=0)
-    image.set_data_dtype("uint8")
-    return image
+    return nib.Nifti1Image(np.asarray(image.dataobj).astype(np.uint8), image.affine)
 
 
 def _write(

@@ -1,32 +1,40 @@
-"""Metrics of a pipeline on prepared folders with lesion masks, beside the baselines, thresholds taken from
-validation.
+"""Metrics of MAD-AD and other methods on prepared folders with lesion masks, thresholds taken from validation.
+
+`evaluate_scans` reads scan after scan and keeps counts only; `evaluate_methods` takes maps that are in memory already,
+and is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from madad_lite.evaluation import metrics
+from madad_lite.evaluation.stream import Stream
 from madad_lite.family import BASELINES
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.folder import Manifest
 
+Folders = str | Path | Sequence[str | Path]
+
 
 @dataclass
 class LabelledSlices:
-    """All slices of one split, N of them."""
+    """N slices of one split."""
 
     image: torch.Tensor  # (N, 1, H, W) in [-1, 1]
     brain: torch.Tensor  # (N, 1, H, W) bool
     lesion: torch.Tensor  # (N, 1, H, W) bool
     subjects: np.ndarray  # (N,) the subject of each slice
-    scans: np.ndarray  # (N,) the scan; of a subject there may be several
+    scans: np.ndarray  # (N,) the scan, one volume each; of a subject there may be several
     spacing: float  # mm, edge of a cube of a voxel's volume
 
     def take(self, rows: Sequence[int]) -> LabelledSlices:
@@ -35,19 +43,57 @@ class LabelledSlices:
         arrays = (self.image, self.brain, self.lesion, self.subjects, self.scans)
         return LabelledSlices(*(a[rows] for a in arrays), self.spacing)
 
+    @classmethod
+    def joined(cls, parts: Sequence[LabelledSlices]) -> LabelledSlices:
+        """All of them, in this order; they have one spacing."""
+        tensors = (torch.cat([getattr(p, k) for p in parts]) for k in ("image", "brain", "lesion"))
+        names = (np.concatenate([getattr(p, k) for p in parts]) for k in ("subjects", "scans"))
+        return cls(*tensors, *names, parts[0].spacing)
 
-def load_split(data: str | Path | Sequence[str | Path], split: str) -> LabelledSlices:
-    """Every slice of a split, patients and normal subjects."""
-    dataset = SliceDataset(data, split, lesion_free=False)
-    items = [dataset[i] for i in range(len(dataset))]
-    stacked = {k: torch.stack([item[k] for item in items]) for k in ("image", "brain", "lesion")}
-    subjects, scans = (
-        np.array([names[item["scan"]] for item in items]) for names in (dataset.subjects, dataset.scan_ids)
-    )
-    grid = Manifest.load(data if isinstance(data, (str, Path)) else data[0]).grid
-    return LabelledSlices(
-        **stacked, subjects=subjects, scans=scans, spacing=(grid.spacing**2 * grid.step) ** (1 / 3)
-    )
+
+class Split(Sequence):
+    """A split of prepared folders, scan by scan: each item the slices of one scan, read when it is asked for.
+
+    largest: instead, of each subject that has a lesion, the one slice with most of it, 16 subjects an item.
+    ScanError where the split is empty.
+    """
+
+    def __init__(self, data: Folders, split: str, *, largest: bool = False):
+        manifests = [Manifest.load(d) for d in ([data] if isinstance(data, (str, Path)) else data)]
+        self.dataset, grid = SliceDataset(manifests, split, lesion_free=False), manifests[0].grid
+        self.spacing = (grid.spacing**2 * grid.step) ** (1 / 3)
+        entries = [s for m in manifests for s in m.scans(split)]
+        ends = list(accumulate(s["n_slices"] for s in entries))
+        self.rows = [range(end - s["n_slices"], end) for s, end in zip(entries, ends)]
+        if largest:
+            most: dict[str, tuple[int, int]] = {}  # {subject: (pixels of lesion, row)}
+            for scan, rows in zip(entries, self.rows):
+                for row, pixels in zip(rows, scan["lesion_pixels"]):
+                    if pixels > most.get(scan["subject"], (0,))[0]:
+                        most[scan["subject"]] = pixels, row
+            chosen = [row for _, row in most.values()]
+            self.rows = [chosen[i : i + 16] for i in range(0, len(chosen), 16)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> LabelledSlices:
+        items = [self.dataset[row] for row in self.rows[i]]
+        tensors = (torch.stack([item[k] for item in items]) for k in ("image", "brain", "lesion"))
+        names = (
+            np.array([of[item["scan"]] for item in items])
+            for of in (self.dataset.subjects, self.dataset.scan_ids)
+        )
+        return LabelledSlices(*tensors, *names, self.spacing)
+
+    def has_lesion(self) -> bool:
+        """Is there a lesion inside a brain? Reads until it finds one."""
+        return any(bool((s.lesion & s.brain).any()) for s in self)
+
+
+def load_split(data: Folders, split: str) -> LabelledSlices:
+    """Every slice of a split, patients and normal subjects, in memory. ScanError where there is none."""
+    return LabelledSlices.joined(Split(data, split))
 
 
 def evaluate_methods(
@@ -81,36 +127,84 @@ def evaluate_methods(
     return results
 
 
+Method = Callable[[LabelledSlices], torch.Tensor]
+
+
+def evaluate_scans(
+    methods: Callable[[], Mapping[str, Method]],
+    splits: Mapping[str, Split],
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict:
+    """The same as `evaluate_methods`, of maps that are made scan by scan and counted at once (see stream.Stream).
+
+    methods: called once a split, gives {name: slices of one scan -> scores (N, 1, H, W) in [0, 1]}. splits: {"val",
+    "test": a `Split` each}. Each split is gone through once, so that "val", where the threshold comes from, has no
+    Dice at it.
+    """
+    results: dict[str, dict] = {}
+    for split in ("val", "test"):
+        of_split, streams = methods(), {}
+        for name in of_split:
+            result = results.setdefault(name, {"threshold": None})
+            streams[name] = Stream(result["threshold"], intervals=split == "test")
+        for s in tqdm(splits[split], desc=f"evaluating ({split})", disable=not progress):
+            for name, method in of_split.items():
+                streams[name].add(method(s), s.lesion, s.brain, s.subjects)
+        for name, stream in streams.items():
+            results[name][split] = stream.result(spacing=splits[split].spacing, seed=seed)
+            if split == "val":
+                results[name]["threshold"] = results[name]["val"]["best_threshold"]
+    return results
+
+
+def methods_of(pipe: MadAdPipeline, *, seed: int = 0, alone: bool = False, **options) -> dict[str, Method]:
+    """MAD-AD and the baselines, for one split of `evaluate_scans`.
+
+    alone: each slice decides for itself, not with its neighbours in the scan. options: of MadAdPipeline.__call__. The
+    random numbers go on from scan to scan: the maps are those of one call with all scans.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def mad_ad(s: LabelledSlices) -> torch.Tensor:
+        volumes = None if alone else s.scans
+        run = dict(brain=s.brain, volumes=volumes, generator=generator, progress=False)
+        return pipe(s.image, **run, **options).anomaly_map
+
+    def baseline(method: Callable) -> Method:
+        return lambda s: method(pipe, s.image, s.brain)
+
+    return {"MAD-AD": mad_ad, **{name: baseline(method) for name, method in BASELINES.items()}}
+
+
 def evaluate_weights(
     weights: str | Path | MadAdPipeline,
-    data: str | Path | Sequence[str | Path],
+    data: Folders,
     *,
     seed: int = 0,
     progress: bool = True,
     **options,  # of MadAdPipeline.__call__
 ) -> dict:
-    """MAD-AD and the baselines on the test split. JSON-able: {"methods": {name: ...}, "subjects", "slices",
-    "options"}.
+    """MAD-AD and the baselines on the test split, thresholds from the validation split, scan by scan.
+
+    JSON-able: {"methods": {name: as of evaluate_scans}, "subjects", "slices", "options", "weights", "seed"}. ValueError
+    where the test split has no lesion.
     """
     pipe = weights if isinstance(weights, MadAdPipeline) else MadAdPipeline.from_pretrained(weights)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    splits = {s: load_split(data, s) for s in ("val", "test")}
-    if not (splits["test"].lesion & splits["test"].brain).any():
+    splits = {s: Split(data, s) for s in ("val", "test")}
+    if not splits["test"].has_lesion():
         raise ValueError(
             f"{data}: no lesion in the test split, so that there is nothing to measure; prepare scans with lesion masks"
         )
-    scores: dict[str, dict[str, torch.Tensor]] = {"MAD-AD": {}, **{name: {} for name in BASELINES}}
-    for split, s in splits.items():
-        generator = torch.Generator().manual_seed(seed)
-        run = dict(brain=s.brain, volumes=s.scans, generator=generator, progress=progress)
-        scores["MAD-AD"][split] = pipe(s.image, **run, **options).anomaly_map
-        for name, method in BASELINES.items():
-            scores[name][split] = method(pipe, s.image, s.brain)
+    of_split = partial(methods_of, pipe, seed=seed, **options)
+    methods = evaluate_scans(of_split, splits, seed=seed, progress=progress)
     return {
         "weights": weights if isinstance(weights, str) else type(weights).__name__,
         "seed": seed,
         "options": options,
-        "subjects": {k: int(len(set(s.subjects))) for k, s in splits.items()},
-        "slices": {k: len(s.image) for k, s in splits.items()},
-        "methods": evaluate_methods(scores, splits, seed=seed),
+        "subjects": {s: methods["MAD-AD"][s]["subjects"] for s in splits},
+        "slices": {s: methods["MAD-AD"][s]["slices"] for s in splits},
+        "methods": methods,
     }

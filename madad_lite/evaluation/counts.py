@@ -11,20 +11,21 @@ from __future__ import annotations
 import numpy as np
 
 THRESHOLDS = np.linspace(0, 1, 201)  # of the Dice with one threshold for all slices, as in the authors' code
-BINS = 2048  # quantiles of the lesion's and of all scores; the bootstrap does not tell voxels apart between two of them
-LOWEST, FINENESS = (
-    -24,
-    14,
-)  # Histogram: its bins begin at 2^-24 and split every doubling of the score into 2^14
+LOWEST, FINENESS = -24, 14  # Histogram: bins begin at 2^-24 and split every doubling of the score into 2^14
 NO_LESION = "no lesion voxel inside the brain: Dice, AP and AUROC mean nothing there"
+
+
+def to_numpy(values) -> np.ndarray:
+    """An array from an array, a list or a tensor on any device; half precision becomes float32."""
+    if hasattr(values, "detach"):  # a tensor; torch itself is not needed here
+        values = values.detach().cpu()
+        values = values.float() if values.dtype.is_floating_point and values.dtype.itemsize < 4 else values
+    return np.asarray(values)
 
 
 def as_array(values) -> np.ndarray:
     """(N, 1, H, W) or (N, H, W), array or tensor -> (N, H, W) array."""
-    if hasattr(values, "detach"):  # a tensor, maybe on a GPU, maybe in a dtype that numpy does not know
-        values = values.detach().cpu()
-        values = values.float() if values.dtype.is_floating_point and values.dtype.itemsize < 4 else values
-    values = np.asarray(values)
+    values = to_numpy(values)
     return values[:, 0] if values.ndim == 4 and values.shape[1] == 1 else values
 
 
@@ -50,10 +51,35 @@ def checked(score, truth, brain=None) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return score, truth & brain, brain
 
 
+def check_range(score) -> None:
+    """ValueError for scores outside of [0, 1]."""
+    low, high = float(score.min()), float(score.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"the 201 thresholds lie in [0, 1], the score in [{low:.3g}, {high:.3g}]: rescale it"
+        )
+
+
+def subject_index(subjects, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(names (S,), index (n,) into them). ValueError unless each of the n slices has a subject."""
+    subjects = np.asarray(subjects)
+    if subjects.shape != (n,):
+        raise ValueError(f"subjects must name one subject a slice, ({n},), not {subjects.shape}")
+    return np.unique(subjects, return_inverse=True)
+
+
 def dice(hits, found, lesion) -> np.ndarray:
     """2 |found and lesion| / (|found| + |lesion|); 1 where there is nothing to find and nothing is found."""
     both = np.asarray(found + lesion, dtype=float)
     return np.divide(2.0 * hits, both, out=np.ones_like(both), where=both > 0)
+
+
+def found(score: np.ndarray, threshold: float) -> np.ndarray:
+    """The rule of every picture and table: a voxel is found where score >= threshold. Any shape -> bool.
+
+    In double precision, as `at_or_above` counts: a float32 score of 0.7 lies below a threshold of 0.7.
+    """
+    return np.asarray(score, np.float64) >= threshold
 
 
 def at_or_above(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -70,9 +96,8 @@ class Voxels:
         every = score[brain]
         every.sort()  # in place: there may be a hundred million
         self.total = len(every)
-        self.values, self.lesion = np.unique(
-            score[truth], return_counts=True
-        )  # (K,) ascending; lesion voxels at each
+        # (K,) the scores of lesion voxels, ascending; and the number of lesion voxels at each
+        self.values, self.lesion = np.unique(score[truth], return_counts=True)
         self.hits = self.lesion[::-1].cumsum()[::-1]  # (K,) lesion voxels with this score or more
         self.found = at_or_above(every, self.values)  # (K,) voxels with this score or more
         self.above = len(every) - np.searchsorted(every, self.values, side="right")  # (K,) with more
@@ -83,8 +108,7 @@ class Voxels:
         """(best Dice over all thresholds, threshold)."""
         values = dice(self.hits, self.found, self.hits[0])
         best = int(values.argmax())
-        # halfway to the next lower score: ">" and ">=" agree there, and neither side is favoured on other
-        # data
+        # halfway to the next lower score, so that neither side is favoured on other data
         return float(values[best]), (float(self.lower[best]) + float(self.values[best])) / 2
 
     def average_precision(self) -> float:
@@ -120,6 +144,15 @@ class Histogram:
     def __init__(self):
         self.every, self.lesion = np.zeros((2, (-LOWEST << FINENESS) + 2), np.int64)
 
+    @classmethod
+    def joined(cls, parts: list[Histogram]) -> Histogram:
+        """The voxels of all of them."""
+        result = cls()
+        for part in parts:
+            result.every += part.every
+            result.lesion += part.lesion
+        return result
+
     def add(self, score, truth, brain) -> None:
         for counts, values in ((self.every, score[brain]), (self.lesion, score[truth])):
             bins = (values.astype(np.float32, copy=False).view(np.int32) >> self.SHIFT) - (self.FIRST - 1)
@@ -137,148 +170,3 @@ class Histogram:
         result.hits = result.lesion[::-1].cumsum()[::-1]
         result.above = result.found - self.every[some]
         return result
-
-
-class Images:
-    """Each of N slices on its own: voxels found and hit at T thresholds, and its best Dice of all (exact)."""
-
-    def __init__(self, score, truth, brain, thresholds):
-        thresholds = np.asarray(thresholds, dtype=float)
-        self.hits, self.found = np.zeros((2, len(score), len(thresholds)))  # (N, T)
-        self.lesion, self.own = (
-            truth.sum((1, 2)),
-            np.full(len(score), np.nan),
-        )  # (N,); own: NaN without lesion
-        for i in range(len(score)):
-            every, lesion = score[i][brain[i]], score[i][truth[i]]
-            every.sort(), lesion.sort()
-            self.found[i], self.hits[i] = at_or_above(every, thresholds), at_or_above(lesion, thresholds)
-            if len(lesion):
-                self.own[i] = dice(at_or_above(lesion, lesion), at_or_above(every, lesion), len(lesion)).max()
-        self.dice = dice(self.hits, self.found, self.lesion[:, None])  # (N, T)
-
-    def also_at(self, threshold: float, score, truth, brain) -> Images:
-        """With one threshold more, the last; nothing is sorted again."""
-        found = brain & (score >= threshold)
-        more, whole = (
-            {"hits": (found & truth).sum((1, 2)), "found": found.sum((1, 2))},
-            object.__new__(Images),
-        )
-        more["dice"] = dice(more["hits"], more["found"], self.lesion)
-        whole.__dict__ = {
-            k: np.column_stack([v, more[k]]) if k in more else v for k, v in self.__dict__.items()
-        }
-        return whole
-
-    def take(self, rows: np.ndarray) -> Images:
-        """Some of the slices."""
-        part = object.__new__(Images)
-        part.__dict__ = {k: v[rows] for k, v in self.__dict__.items()}
-        return part
-
-
-class Subjects:
-    """Sums over the slices of each of S subjects: enough for every metric of any resample, without the
-    voxels.
-
-    Pooled counts are kept at quantiles of the scores. With up to BINS distinct lesion scores Dice and AP are
-    exact; with more, the voxels between two quantiles are taken as tied, which moves Dice, AP and AUROC by
-    one or two / BINS.
-
-    images: of the same slices, at THRESHOLDS and, last, at a given threshold (or none).
-    """
-
-    def __init__(self, score, truth, brain, subjects, images: Images):
-        names, index = subject_index(subjects, len(score))
-        if len(names) < 2:
-            raise ValueError("an interval over subjects needs two subjects or more")
-        self.n, self.thresholds = len(names), images.hits.shape[1]
-        edges = np.unique(np.concatenate([_quantiles(score[truth]), _quantiles(score[brain])]))
-        self.hits, self.found = np.zeros((2, self.n, len(edges)))  # (S, K), voxels with score >= edge
-        for i in range(self.n):
-            rows = index == i
-            self.hits[i] = at_or_above(np.sort(score[rows][truth[rows]]), edges)
-            self.found[i] = at_or_above(np.sort(score[rows][brain[rows]]), edges)
-        member = (index == np.arange(self.n)[:, None]).astype(float)  # (S, N)
-        lesion = images.lesion > 0
-        self.images, self.lesion_images = member.sum(1), member @ lesion  # (S,)
-        self.dice, self.lesion_dice = member @ images.dice, member @ (images.dice * lesion[:, None])  # (S, T)
-        self.own = member @ np.nan_to_num(images.own)  # (S,)
-        self.at = member @ np.stack(
-            [images.hits[:, -1], images.found[:, -1], images.lesion], 1
-        )  # (S, 3), at the last
-
-    def metric(self, name: str, weight: np.ndarray) -> np.ndarray:
-        """weight (B, S), how often each subject counts -> (B,) values; NaN where no lesion is left."""
-        if name not in METRICS:
-            raise ValueError(f"metric is one of {', '.join(METRICS)}, or a function, not {name!r}")
-        if name in AT_THRESHOLD and self.thresholds == len(THRESHOLDS):
-            raise ValueError(f"{name} needs a threshold")
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value = METRICS[name](self, weight)
-        return np.where(weight @ self.at[:, 2] > 0, value, np.nan)
-
-    def _pooled(self, weight):
-        hits, found = weight @ self.hits, weight @ self.found  # (B, K)
-        return hits, found, -np.diff(hits, append=0)  # the last: lesion voxels between this edge and the next
-
-    def _pooled_max_dice(self, weight):
-        hits, found, _ = self._pooled(weight)
-        return dice(hits, found, hits[:, :1]).max(1)
-
-    def _average_precision(self, weight):
-        hits, found, lesion = self._pooled(weight)
-        return (lesion * hits / np.maximum(found, 1)).sum(1) / hits[:, 0]
-
-    def _auroc(self, weight):
-        hits, found, lesion = self._pooled(weight)
-        healthy = found - hits
-        beaten = healthy[:, :1] - (healthy + np.pad(healthy[:, 1:], ((0, 0), (0, 1)))) / 2  # ties count half
-        return (lesion * beaten).sum(1) / (hits[:, 0] * healthy[:, 0])
-
-    def _per_image_max_dice(self, weight):
-        return (weight @ self.dice[:, : len(THRESHOLDS)]).max(1) / (weight @ self.images)
-
-    def _per_lesion_image_max_dice(self, weight):
-        return (weight @ self.lesion_dice[:, : len(THRESHOLDS)]).max(1) / (weight @ self.lesion_images)
-
-    def _per_image_own_threshold_dice(self, weight):
-        return weight @ self.own / (weight @ self.lesion_images)
-
-    def _pooled_dice(self, weight):
-        return dice(*(weight @ self.at).T)
-
-    def _per_image_dice(self, weight):
-        return weight @ self.lesion_dice[:, -1] / (weight @ self.lesion_images)
-
-
-AT_THRESHOLD = ("pooled_dice", "per_image_dice")  # the others choose their own threshold, or need none
-METRICS = {
-    "pooled_max_dice": Subjects._pooled_max_dice,
-    "per_image_max_dice": Subjects._per_image_max_dice,
-    "per_lesion_image_max_dice": Subjects._per_lesion_image_max_dice,
-    "per_image_own_threshold_dice": Subjects._per_image_own_threshold_dice,
-    "ap": Subjects._average_precision,
-    "auroc": Subjects._auroc,
-    "pooled_dice": Subjects._pooled_dice,
-    "per_image_dice": Subjects._per_image_dice,
-}
-
-
-def subject_index(subjects, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(names (S,), index (n,) into them)."""
-    subjects = np.asarray(subjects)
-    if subjects.shape != (n,):
-        raise ValueError(f"subjects must name one subject a slice, ({n},), not {subjects.shape}")
-    return np.unique(subjects, return_inverse=True)
-
-
-def _quantiles(values: np.ndarray) -> np.ndarray:
-    """At most BINS of the values, the lowest and the highest among them; all of them when there are so
-    few.
-    """
-    values = np.sort(values)
-    distinct = values[np.append(True, values[1:] > values[:-1])] if len(values) else values
-    if len(distinct) <= BINS:
-        return distinct
-    return values[np.linspace(0, len(values) - 1, BINS).round().astype(int)]

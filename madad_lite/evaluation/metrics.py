@@ -18,27 +18,20 @@ NaN, or a truth without lesion.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from madad_lite.evaluation.counts import (
-    AT_THRESHOLD,
-    METRICS,
     NO_LESION,
     THRESHOLDS,
-    Histogram,
-    Images,
-    Subjects,
     Voxels,
     as_array,
+    check_range,
     checked,
-    dice,
     subject_index,
 )
-
-SIZES = ("small", "medium", "large")
-SIZE_LIMITS = (0.01, 0.05)  # share of the slice's brain at which "medium" and "large" begin
+from madad_lite.evaluation.sums import AT_THRESHOLD, METRICS, SIZES, Subjects, Sums, quantiles, sizes_of
 
 
 def pooled_max_dice(score, truth, brain=None) -> tuple[float, float]:
@@ -65,8 +58,10 @@ def per_image_max_dice(score, truth, brain=None) -> tuple[float, float]:
     1].
     """
     score, truth, brain = checked(score, truth, brain)
-    _check_range(score)
-    return _best_common(Images(score, truth, brain, THRESHOLDS).dice)
+    check_range(score)
+    found = _sums(score, truth, brain, None, THRESHOLDS).subjects()
+    mean = found.dice.sum(0) / found.slices.sum()  # (201,)
+    return float(mean.max()), float(THRESHOLDS[mean.argmax()])
 
 
 def own_threshold_dice(score, truth, brain=None) -> float:
@@ -74,7 +69,7 @@ def own_threshold_dice(score, truth, brain=None) -> float:
     score, truth, brain = checked(score, truth, brain)
     if not truth.any():
         raise ValueError(NO_LESION)
-    return float(np.nanmean(Images(score, truth, brain, []).own))
+    return float(_sums(score, truth, brain, None, []).subjects().metric("per_image_own_threshold_dice")[0])
 
 
 def dice_at(score, truth, threshold: float, brain=None) -> dict[str, float]:
@@ -83,29 +78,16 @@ def dice_at(score, truth, threshold: float, brain=None) -> dict[str, float]:
     per_image: mean over the slices with a lesion, NaN without any. per_image_all: over all slices; one
     without lesion counts 1 if nothing is found in it, else 0. pooled, without any lesion: likewise.
     """
-    return _dice_at(Images(*checked(score, truth, brain), [threshold]))
+    return _sums(*checked(score, truth, brain), None, [threshold]).subjects().dice_at()
 
 
-def lesion_size(truth, brain=None, limits: tuple[float, float] = SIZE_LIMITS) -> np.ndarray:
+def lesion_size(truth, brain=None) -> np.ndarray:
     """(N,) "small", "medium", "large" or "" (no lesion): below 1 %, 1-5 %, above 5 % of the slice's brain.
 
     Shares instead of pixels, so that the classes mean the same on every grid.
     """
     _, truth, brain = checked(np.zeros(as_array(truth).shape, np.float32), truth, brain)
-    return _sizes(truth.sum((1, 2)), brain, limits)
-
-
-def by_lesion_size(score, truth, brain=None, threshold: float | None = None) -> dict[str, dict]:
-    """{"small": {"n": slices, "pooled_dice", "per_image_dice", "pooled_max_dice", ..., "ap", "auroc"}, ...}.
-
-    Each class alone, with the slices' own healthy voxels; slices without lesion belong to none. pooled_dice
-    and per_image_dice are at the given threshold, without one at the best pooled threshold of all slices
-    together. Where n is 0 the values are None.
-    """
-    score, truth, brain = checked(score, truth, brain)
-    _check_range(score)
-    threshold = Voxels(score, truth, brain).max_dice()[1] if threshold is None else threshold
-    return _by_size(score, truth, brain, _images(score, truth, brain, threshold), None, {})
+    return sizes_of(truth.sum((1, 2)), brain.sum((1, 2)))
 
 
 def false_positive_volume(score, truth, subjects, threshold: float, *, brain=None, spacing=None) -> dict:
@@ -116,7 +98,7 @@ def false_positive_volume(score, truth, subjects, threshold: float, *, brain=Non
     subject.
     """
     score, truth, brain = checked(score, truth, brain)
-    return _false_positives(Images(score, truth, brain, [threshold]), brain, subjects, spacing)
+    return _sums(score, truth, brain, subjects, [threshold]).subjects().false_positives(spacing)
 
 
 def bootstrap_interval(
@@ -185,102 +167,65 @@ def evaluate(
     Returns "slices", "lesion_slices", "lesion_share" (of the brain's voxels; the AP of a guess),
     "lesion_outside_brain" (lesion voxels that the brain mask left out), "pooled_max_dice", "best_threshold"
     (its own), "per_image_max_dice" (all slices, as the authors), "per_lesion_image_max_dice" (slices with
-    lesion only), "per_image_own_threshold_dice", "ap", "auroc", "by_size" (see `by_lesion_size`); with
+    lesion only), "per_image_own_threshold_dice", "ap", "auroc", "by_size" ({"small": {"n": slices, and the
+    metrics}, ...}: each size alone, with the slices' own healthy voxels; "pooled_dice" and "per_image_dice" at
+    the threshold, without one at "best_threshold"; None where n is 0); with
     subjects "subjects"; with a threshold "validation_threshold" and "dice_at_validation_threshold" (see
     `dice_at`); with both "false_positives" (see `false_positive_volume`).
     """
     lesion_voxels = int((as_array(truth) > 0).sum())
     score, truth, brain = checked(score, truth, brain)
-    _check_range(score)
-    images = _images(score, truth, brain, threshold)
-    result = {
-        "slices": len(score),
-        "lesion_slices": int((images.lesion > 0).sum()),
-        "lesion_share": float(truth.sum() / brain.sum()),
-        "lesion_outside_brain": lesion_voxels - int(truth.sum()),
-    }
+    check_range(score)
+    voxels = Voxels(score, truth, brain) if truth.any() else None
+    at = voxels.max_dice()[1] if threshold is None and voxels else threshold  # of the Dice by size
+    names = [] if subjects is None else subject_index(subjects, len(score))[0]
+    edges = _edges(score, truth, brain) if intervals and len(names) > 1 else ()
+    sums = _sums(score, truth, brain, subjects, THRESHOLDS if at is None else [*THRESHOLDS, at], edges)
+    sums.outside = lesion_voxels - int(truth.sum())
+    parts = {None: voxels, **_voxels_by_size(score, truth, brain)}
     options = {"n": n, "seed": seed, "level": level} if intervals else {}
-    if subjects is not None:
-        result["subjects"] = len(subject_index(subjects, len(score))[0])
-    found = _summary(score, truth, brain, images, subjects, options)
-    at = _dice_at(images)
-    for name in AT_THRESHOLD:  # these two stand together with what they belong to
-        if f"{name}_interval" in found:
-            at[f"{name.removesuffix('_dice')}_interval"] = found.pop(f"{name}_interval")
-        found.pop(name, None)
-    result.update(found)
-    if threshold is not None:
-        result["validation_threshold"], result["dice_at_validation_threshold"] = float(threshold), _json(at)
-        if subjects is not None:
-            result["false_positives"] = _false_positives(images, brain, subjects, spacing)
-    if truth.any():
-        if threshold is None:
-            images = images.also_at(found["best_threshold"], score, truth, brain)
-        result["by_size"] = _by_size(score, truth, brain, images, subjects, options)
-    return result
+    return report(sums, parts, threshold, spacing=spacing, named=subjects is not None, options=options)
 
 
-class Stream:
-    """The metrics of slices that come batch by batch, for sets larger than memory; what it holds does not
-    grow.
+def report(
+    sums: Sums,
+    voxels: Mapping[str | None, Voxels | None],
+    threshold: float | None,
+    *,
+    spacing: float | None,
+    named: bool,
+    options: dict,
+) -> dict:
+    """What `evaluate` returns, from what was counted.
 
-        stream = Stream()
-        for score, truth, brain in batches:
-            stream.add(score, truth, brain)
-        stream.result()  # as of `evaluate`, without the parts by size, by subject and the intervals
-
-    Scores in [0, 1]. Pooled max Dice, AP and AUROC are within 1e-4 of the exact values (see
-    counts.Histogram), the rest is exact. threshold: from validation data, as in `evaluate`.
+    voxels: the pooled ones of each size of lesion and, under None, of all slices; None without lesion. named: the
+    subjects of the slices are known. options: n, seed and level of the intervals, or {} for none.
     """
-
-    def __init__(self, threshold: float | None = None):
-        self.threshold, self.histogram = threshold, Histogram()
-        self.slices = self.lesion_slices = 0
-        self.own, self.at = (
-            0.0,
-            np.zeros(3),
-        )  # sum of the slices' own best Dice; hits, found and lesion at the threshold
-        self.dice, self.lesion_dice = np.zeros(
-            (2, len(THRESHOLDS) + (threshold is not None))
-        )  # sums over slices
-
-    def add(self, score, truth, brain=None) -> None:
-        score, truth, brain = checked(score, truth, brain)
-        _check_range(score)
-        images = _images(score, truth, brain, self.threshold)
-        lesion = images.lesion > 0
-        self.histogram.add(score, truth, brain)
-        self.slices, self.lesion_slices = self.slices + len(score), self.lesion_slices + int(lesion.sum())
-        self.dice, self.lesion_dice = (
-            self.dice + images.dice.sum(0),
-            self.lesion_dice + images.dice[lesion].sum(0),
-        )
-        self.own += float(np.nansum(images.own))
-        self.at += images.hits[:, -1].sum(), images.found[:, -1].sum(), images.lesion.sum()
-
-    def result(self) -> dict:
-        """ValueError as long as no lesion has come."""
-        voxels, n = self.histogram.voxels(), len(THRESHOLDS)
-        best, threshold = voxels.max_dice()
-        result = {
-            "slices": self.slices,
-            "lesion_slices": self.lesion_slices,
-            "pooled_max_dice": best,
-            "best_threshold": threshold,
-            "per_image_max_dice": float(self.dice[:n].max() / self.slices),
-            "per_lesion_image_max_dice": float(self.lesion_dice[:n].max() / self.lesion_slices),
-            "per_image_own_threshold_dice": self.own / self.lesion_slices,
-            "ap": voxels.average_precision(),
-            "auroc": voxels.auroc() if voxels.lesion.sum() < voxels.total else None,
-        }
-        if self.threshold is not None:
-            result["validation_threshold"] = float(self.threshold)
-            result["dice_at_validation_threshold"] = {
-                "pooled": float(dice(*self.at)),
-                "per_image": float(self.lesion_dice[-1] / self.lesion_slices),
-                "per_image_all": float(self.dice[-1] / self.slices),
-            }
-        return result
+    subjects = sums.subjects()
+    _, _, lesion, brain = subjects.at.sum(0)
+    result = {
+        "slices": int(subjects.slices.sum()),
+        "lesion_slices": int(subjects.lesion_slices.sum()),
+        "lesion_share": float(lesion / brain),
+        "lesion_outside_brain": sums.outside,
+    }
+    if named:
+        result["subjects"] = len(subjects.slices)
+    found = _summary(subjects, voxels.get(None), options)
+    at = {
+        name: found.pop(name, None)
+        for name in [*AT_THRESHOLD, *(f"{name}_interval" for name in AT_THRESHOLD)]
+    }
+    result |= found
+    if threshold is not None:  # these two stand together with what they belong to
+        intervals = {k.replace("_dice", ""): v for k, v in at.items() if k.endswith("_interval") and v}
+        result["validation_threshold"] = float(threshold)
+        result["dice_at_validation_threshold"] = _json(subjects.dice_at()) | intervals
+        if named:
+            result["false_positives"] = subjects.false_positives(spacing)
+    if lesion:
+        result["by_size"] = _by_size(sums, voxels, options)
+    return result
 
 
 def table(results: dict[str, dict]) -> str:
@@ -310,99 +255,72 @@ def _cell(result: dict | None, key: str) -> str:
     return f"{result[key]:.3f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
-def _images(score, truth, brain, threshold: float | None) -> Images:
-    """Counts at the 201 thresholds and, last, at the given one."""
-    return Images(score, truth, brain, THRESHOLDS if threshold is None else [*THRESHOLDS, threshold])
+def _sums(score, truth, brain, subjects, thresholds, edges=()) -> Sums:
+    """Of slices in memory; without subjects all are of one."""
+    if subjects is None:
+        subjects = [""] * len(score)
+    subject_index(subjects, len(score))
+    sums = Sums(thresholds, edges)
+    sums.add(score, truth, brain, subjects)
+    return sums
 
 
-def _check_range(score) -> None:
-    low, high = float(score.min()), float(score.max())
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"the 201 thresholds lie in [0, 1], the score in [{low:.3g}, {high:.3g}]: rescale it"
-        )
+def _by_size_of(score, truth, brain) -> dict[str, np.ndarray]:
+    """{size of lesion: (N, 1, 1), which slices have it}, without the sizes that do not occur."""
+    size = sizes_of(truth.sum((1, 2)), brain.sum((1, 2)))
+    return {name: (size == name)[:, None, None] for name in SIZES if (size == name).any()}
 
 
-def _best_common(dice_: np.ndarray) -> tuple[float, float]:
-    """(N, 201 or more) -> (best mean over the slices, its threshold)."""
-    mean = dice_[:, : len(THRESHOLDS)].mean(0)
-    return float(mean.max()), float(THRESHOLDS[mean.argmax()])
-
-
-def _dice_at(images: Images) -> dict[str, float]:
-    """At the last threshold."""
-    hits, found, each = images.hits[:, -1], images.found[:, -1], images.dice[:, -1]
-    lesion = images.lesion > 0
+def _voxels_by_size(score, truth, brain) -> dict[str, Voxels]:
     return {
-        "pooled": float(dice(hits.sum(), found.sum(), images.lesion.sum())),
-        "per_image": float(each[lesion].mean()) if lesion.any() else float("nan"),
-        "per_image_all": float(each.mean()),
+        k: Voxels(score, truth & rows, brain & rows) for k, rows in _by_size_of(score, truth, brain).items()
     }
 
 
-def _summary(score, truth, brain, images: Images, subjects, options: dict) -> dict:
+def _edges(score, truth, brain) -> np.ndarray:
+    """(K,) quantiles of all scores and of those of the lesions of each size. With up to BINS distinct scores of
+    lesion voxels in each size Dice and AP of the resamples are exact.
+    """
+    lesions = [quantiles(score[truth & rows]) for rows in _by_size_of(score, truth, brain).values()]
+    return np.unique(np.concatenate([quantiles(score[brain]), *lesions]))
+
+
+def _summary(subjects: Subjects, voxels: Voxels | None, options: dict) -> dict:
     """Every metric of these slices, flat; with options and two subjects or more also the intervals."""
-    result = {"best_threshold": None, **dict.fromkeys(METRICS)}
-    result["per_image_max_dice"] = _best_common(images.dice)[0]
-    if images.hits.shape[1] == len(THRESHOLDS):  # no threshold given
-        for name in AT_THRESHOLD:
-            result.pop(name)
-    if not truth.any():
+    given = subjects.dice.shape[1] > len(THRESHOLDS)
+    names = [name for name in METRICS if given or name not in AT_THRESHOLD]
+    result = {"best_threshold": None, **dict.fromkeys(names)}
+    if voxels is None:
+        result["per_image_max_dice"] = float(
+            (subjects.dice.sum(0) / subjects.slices.sum())[: len(THRESHOLDS)].max()
+        )
         return result
-    voxels, lesion = Voxels(score, truth, brain), images.lesion > 0
+    for name in names:
+        if name.startswith("per_"):
+            result[name] = float(subjects.metric(name)[0])
     result["pooled_max_dice"], result["best_threshold"] = voxels.max_dice()
-    result["per_lesion_image_max_dice"] = _best_common(images.dice[lesion])[0]
-    result["per_image_own_threshold_dice"] = float(np.nanmean(images.own))
     result["ap"] = voxels.average_precision()
-    result["auroc"] = voxels.auroc() if truth.sum() < brain.sum() else None
-    if "pooled_dice" in result:
-        at = _dice_at(images)
-        result["pooled_dice"], result["per_image_dice"] = at["pooled"], at["per_image"]
-    if options and subjects is not None and len(np.unique(subjects)) > 1:
-        counts = Subjects(score, truth, brain, subjects, images)
-        weight = _draws(counts.n, options["n"], options["seed"])
-        for name in METRICS:
-            if result.get(name) is not None:
-                result[f"{name}_interval"] = _percentiles(counts.metric(name, weight), options["level"])
+    result["auroc"] = voxels.auroc() if voxels.hits[0] < voxels.total else None
+    if given:
+        result["pooled_dice"] = subjects.dice_at()["pooled"]
+    if options and len(subjects.slices) > 1:
+        weight = _draws(len(subjects.slices), options["n"], options["seed"])
+        for name in names:
+            if result[name] is not None:
+                result[f"{name}_interval"] = _percentiles(subjects.metric(name, weight), options["level"])
     return result
 
 
-def _by_size(score, truth, brain, images: Images, subjects, options: dict) -> dict[str, dict]:
-    size, results = _sizes(images.lesion, brain), {}
+def _by_size(sums: Sums, voxels: Mapping[str | None, Voxels | None], options: dict) -> dict[str, dict]:
     # every slice here has a lesion, so that this one would say the same as per_image_max_dice
-    kept = [name for name in METRICS if name != "per_lesion_image_max_dice"]
+    kept, results = [name for name in METRICS if name != "per_lesion_image_max_dice"], {}
     for name in SIZES:
-        rows = size == name
-        results[name] = {"n": int(rows.sum()), **dict.fromkeys(kept)}
-        if rows.any():
-            members = None if subjects is None else np.asarray(subjects)[rows]
-            found = _summary(score[rows], truth[rows], brain[rows], images.take(rows), members, options)
+        subjects = sums.subjects(name)
+        results[name] = {"n": int(subjects.slices.sum()), **dict.fromkeys(kept)}
+        if results[name]["n"]:
+            found = _summary(subjects, voxels[name], options)
             results[name].update({k: v for k, v in found.items() if k.removesuffix("_interval") in kept})
     return results
-
-
-def _sizes(lesion, brain, limits=SIZE_LIMITS) -> np.ndarray:
-    """lesion: (N,) voxels."""
-    share = lesion / np.maximum(brain.sum((1, 2)), 1)
-    return np.select([share == 0, share < limits[0], share <= limits[1]], ["", *SIZES[:2]], SIZES[2])
-
-
-def _false_positives(images: Images, brain, subjects, spacing: float | None) -> dict:
-    names, index = subject_index(subjects, len(brain))
-    each = (images.found[:, -1], images.lesion, brain.sum((1, 2)))
-    found, lesion, size = (np.bincount(index, weights=v, minlength=len(names)) for v in each)  # (S,) voxels
-    normal = (lesion == 0) & (size > 0)
-    result = {"subjects": int(normal.sum()), "brain_share": None}
-    if spacing is not None:
-        result.update(dict.fromkeys(("mean_ml", "median_ml", "max_ml")))
-    if normal.any():
-        result["brain_share"] = float((found[normal] / size[normal]).mean())
-        if spacing is not None:
-            volume = found[normal] * spacing**3 / 1000
-            result.update(
-                mean_ml=float(volume.mean()), median_ml=float(np.median(volume)), max_ml=float(volume.max())
-            )
-    return result
 
 
 def _draws(n_subjects: int, n: int, seed: int) -> np.ndarray:
@@ -419,16 +337,18 @@ def _percentiles(values: np.ndarray, level: float) -> list[float]:
 
 def _resampled(metric, score, truth, brain, subjects, threshold, n, seed) -> np.ndarray:
     """(n,) values of one metric, NaN for resamples without lesion."""
-    if not callable(metric):
-        if metric in ("per_image_max_dice", "per_lesion_image_max_dice"):
-            _check_range(score)
-        counts = Subjects(score, truth, brain, subjects, _images(score, truth, brain, threshold))
-        return counts.metric(metric, _draws(counts.n, n, seed))
     names, index = subject_index(subjects, len(score))
     if len(names) < 2:
         raise ValueError("an interval over subjects needs two subjects or more")
+    draws = _draws(len(names), n, seed)
+    if not callable(metric):
+        if metric in ("per_image_max_dice", "per_lesion_image_max_dice"):
+            check_range(score)
+        thresholds = THRESHOLDS if threshold is None else [*THRESHOLDS, threshold]
+        sums = _sums(score, truth, brain, subjects, thresholds, _edges(score, truth, brain))
+        return sums.subjects().metric(metric, draws)
     rows, values = [np.flatnonzero(index == i) for i in range(len(names))], []
-    for times in _draws(len(names), n, seed):
+    for times in draws:
         chosen = np.concatenate([np.tile(r, k) for r, k in zip(rows, times)])
         values.append(metric(score[chosen], truth[chosen], brain[chosen]) if truth[chosen].any() else np.nan)
     return np.array(values, dtype=float)

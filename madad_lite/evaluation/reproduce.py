@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from madad_lite.evaluation.compare import LabelledSlices, evaluate_methods, load_split
-from madad_lite.family import BASELINES
+from madad_lite.evaluation.compare import Split, evaluate_scans, methods_of
 from madad_lite.files import write_json
 from madad_lite.pipeline import load_parts
 from madad_lite.slices.folder import Manifest
@@ -25,13 +25,6 @@ from madad_lite.training.settings import RECIPES, configured
 
 # Max Dice of MAD-AD in the paper, %. The S1 average is pooled over all images; see notebook 06.
 PAPER = {"S1": {"t1": 51.6}, "S2": {"flair": 76.2, "t1ce": 68.5, "t2": 73.2, "t1": 63.4, "mean": 70.3}}
-
-
-def largest_lesion_slices(slices: LabelledSlices) -> LabelledSlices:
-    """One slice a subject, that with most lesion pixels; subjects without lesion are left out."""
-    area = slices.lesion.flatten(1).sum(1).numpy()
-    of_subject = [np.flatnonzero(slices.subjects == s) for s in dict.fromkeys(slices.subjects.tolist())]
-    return slices.take([rows[area[rows].argmax()] for rows in of_subject if area[rows].any()])
 
 
 def train_and_test(
@@ -49,7 +42,8 @@ def train_and_test(
     its val split.
 
     changes: {"autoencoder": {...}, "denoiser": {...}, "detection": {...}}. A training that was interrupted is
-    resumed. Writes the weights to out/pipeline; returns the methods' results as evaluate_methods does.
+    resumed. Writes the weights to out/pipeline; returns the methods' results as `compare.evaluate_scans` does.
+    ValueError before any training where something is missing.
     """
     named, changes, out = RECIPES[recipe], changes or {}, Path(out)
     if unknown := changes.keys() - {"autoencoder", "denoiser", "detection"}:
@@ -58,14 +52,11 @@ def train_and_test(
         k: configured(getattr(named, k), **changes.get(k, {}))
         for k in ("autoencoder", "denoiser", "detection")
     }
-    splits = {
-        s: load_split(test, s) for s in ("val", "test")
-    }  # before the training: what is missing is known at once
-    for name, slices in splits.items():
-        if not (slices.lesion & slices.brain).any():
+    # before the training: what is missing is known at once
+    splits = {s: Split(test, s, largest=only_largest) for s in ("val", "test")}
+    for name, split in splits.items():
+        if not split.has_lesion():
             raise ValueError(f"{test}: no lesion in the {name} split; prepare more patients with masks")
-    if only_largest:
-        splits = {s: largest_lesion_slices(x) for s, x in splits.items()}
     encoder = (
         train_autoencoder(train, out / "autoencoder", parts["autoencoder"], resume=True, progress=progress)
         / "best"
@@ -83,15 +74,8 @@ def train_and_test(
         **asdict(parts["detection"]),
     )
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    scores = {
-        name: {s: method(pipe, x.image, x.brain) for s, x in splits.items()}
-        for name, method in BASELINES.items()
-    }
-    found = {}
-    for s, x in splits.items():
-        run = dict(brain=x.brain, volumes=None if only_largest else x.scans, progress=progress)
-        found[s] = pipe(x.image, generator=torch.Generator().manual_seed(seed), **run).anomaly_map
-    results = evaluate_methods({"MAD-AD": found, **scores}, splits, seed=seed)
+    methods = partial(methods_of, pipe, seed=seed, alone=only_largest)
+    results = evaluate_scans(methods, splits, seed=seed, progress=progress)
     pipe.register_to_config(decision_threshold=results["MAD-AD"]["threshold"])
     pipe.save_pretrained(out / "pipeline")
     return results

@@ -42,8 +42,10 @@ def coarse_noise(
 
 
 def restore(model: UNet2DModel, images: torch.Tensor) -> torch.Tensor:
-    folded = F.pixel_unshuffle(images, FOLD)
-    return F.pixel_shuffle(model(folded, torch.zeros(len(images), device=images.device)).sample, FOLD)
+    """The network's answer to slices (N, 1, H, W), of the same shape; H and W divisible by 16."""
+    folded = F.pixel_unshuffle(images, FOLD)  # (N, 16, H/4, W/4)
+    answer = model(folded, torch.zeros(len(images), device=images.device)).sample  # (N, 16, H/4, W/4)
+    return F.pixel_shuffle(answer, FOLD)  # (N, 1, H, W)
 
 
 def train_dae(

@@ -1,4 +1,5 @@
-"""Pictures, with matplotlib only.
+"""Pictures, with matplotlib; nilearn draws the three planes of a volume. What counts as found, and the Dice, are those
+of `evaluation.counts`.
 
 Every function takes arrays or tensors (or the output of the pipeline) and returns a matplotlib Figure. A
 figure is never registered with pyplot's list of open figures: nothing leaks, and a notebook shows it once, as

@@ -6,19 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 
+from madad_lite.evaluation.counts import to_numpy as as_array
+
 DPI = 90  # small enough for a notebook of many figures, sharp enough to read
 TRUTH = "#00E5FF"  # cyan: absent from grey, magma and viridis at their bright ends
 CELLS = "#E69F00"  # orange: latent cells that are noised or replaced
 HIT, FALSE, MISSED = "#F0F0F0", "#E69F00", "#0072B2"  # Okabe-Ito: told apart by all kinds of colour vision
-
-
-def as_array(values) -> np.ndarray:
-    """A numpy array from an array, a list or a tensor on any device, of any float type."""
-    if hasattr(values, "detach"):  # a torch tensor; torch itself is not needed here
-        values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() else values
-        values = values.numpy()
-    return np.asarray(values)
 
 
 def one_slice(values, name: str = "image") -> np.ndarray:
@@ -98,8 +91,13 @@ def show_map(ax, image, score, vmax: float = 1.0, title: str | None = None):
     through.
     """
     show(ax, image, title)
-    alpha = np.clip(2 * score / vmax, 0, 1) * 0.75
+    alpha = opacity(score, vmax)
     return ax.imshow(score, cmap="magma", vmin=0, vmax=vmax, alpha=alpha, interpolation="nearest")
+
+
+def opacity(score, vmax: float):
+    """How opaque a map is over a scan, in [0, 0.75]: nothing where the score is 0, most from half of vmax on."""
+    return np.clip(2 * score / vmax, 0, 1) * 0.75
 
 
 def contour(ax, truth, colour: str = TRUTH):

@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from madad_lite.evaluation.counts import at_or_above, checked, dice
+
 from .canvas import DPI, as_array, stack
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.6"  # Okabe-Ito
@@ -38,17 +40,6 @@ def _label(ax, title: str, x: str = "", y: str = "", **more):
     ax.set_xlabel(x, fontsize=9)
     ax.set_ylabel(y, fontsize=9)
     ax.set(**more)
-
-
-def _inside(score, truth, brain):
-    """Scores and labels of the voxels in the brain (all voxels when there is no brain), flat."""
-    score, truth = stack(score, "score"), stack(truth, "truth") > 0.5
-    if score.shape != truth.shape:
-        raise ValueError(f"score {score.shape} and truth {truth.shape} differ in shape")
-    if brain is None:
-        return score.ravel(), truth.ravel()
-    brain = stack(brain, "brain") > 0.5
-    return score[brain], truth[brain]
 
 
 def read_log(log) -> list[dict]:
@@ -174,19 +165,25 @@ def intensity_histogram(images, brain, labels=None):
 
 
 def dice_curve(score, truth, brain=None, threshold: float | None = None, *, points: int = 201):
-    """Dice of the voxels with score > threshold, over all slices together, against the threshold.
+    """Dice of the voxels with score >= threshold, over all slices together, against the threshold.
 
-    score, truth: (N, H, W), score in [0, 1]. threshold: the one chosen on validation data; it is marked.
+    score, truth, brain: (N, H, W) or (N, 1, H, W), score in [0, 1]; only the brain's voxels count (default: all).
+    threshold: the one chosen on validation data; it is marked. ValueError as of `evaluation.metrics`.
     """
-    score, truth = _inside(score, truth, brain)
+    score, truth, brain = checked(score, truth, brain)
+    every, lesion = np.sort(score[brain]), np.sort(score[truth])
+
+    def dice_of(thresholds):
+        return dice(at_or_above(lesion, thresholds), at_or_above(every, thresholds), len(lesion))
+
     grid = np.linspace(0, 1, points)
-    dice = _dice(score, truth, grid)
-    best = int(dice.argmax())
+    values = dice_of(grid)
+    best = int(values.argmax())
     fig, (ax,) = _panels(1, 5.6)
-    ax.plot(grid, dice, color=BLUE, lw=1.8)
-    ax.plot(grid[best], dice[best], "o", color="0.2", label=f"best: {dice[best]:.2f} at {grid[best]:.2f}")
+    ax.plot(grid, values, color=BLUE, lw=1.8)
+    ax.plot(grid[best], values[best], "o", color="0.2", label=f"best: {values[best]:.2f} at {grid[best]:.2f}")
     if threshold is not None:
-        value = _dice(score, truth, np.array([threshold]))[0]
+        value = dice_of(np.array([threshold]))[0]
         ax.axvline(
             threshold,
             color=ORANGE,
@@ -195,48 +192,40 @@ def dice_curve(score, truth, brain=None, threshold: float | None = None, *, poin
             label=f"threshold from validation: {value:.2f} at {threshold:.2f}",
         )
         ax.plot(threshold, value, "o", color=ORANGE)
-    top = max(0.05, 1.15 * float(dice.max()))
-    _label(ax, "Dice at every threshold", "threshold on the anomaly score", "Dice (all slices pooled)")
+    top = max(0.05, 1.15 * float(values.max()))
+    _label(ax, "Dice of the voxels with score >= threshold", "threshold", "Dice (all slices pooled)")
     ax.set(xlim=(0, 1), ylim=(0, min(1.03, top)))
     ax.legend(frameon=False, fontsize=8)
     return fig
 
 
-def _dice(score, truth, thresholds) -> np.ndarray:
-    every, lesion = np.sort(score), np.sort(score[truth])
-    found = len(every) - np.searchsorted(every, thresholds, side="right")
-    hits = len(lesion) - np.searchsorted(lesion, thresholds, side="right")
-    return 2 * hits / np.maximum(found + len(lesion), 1)
-
-
 def precision_recall(score, truth, brain=None, *, label: str | None = None):
-    """Precision against recall over all thresholds, with the average precision and the level of pure
-    guessing.
-    """
-    from sklearn.metrics import average_precision_score, precision_recall_curve
+    """Precision against recall over all thresholds, with the average precision (AP) and the level of pure guessing.
 
-    score, truth = _inside(score, truth, brain)
+    score, truth, brain: as of `dice_curve`; label: the method's name. ValueError also without any lesion voxel.
+    """
+    from sklearn.metrics import PrecisionRecallDisplay, average_precision_score, precision_recall_curve
+
+    score, truth, brain = checked(score, truth, brain)
     if not truth.any():
         raise ValueError("no lesion voxel in `truth`: precision and recall mean nothing")
+    score, truth = score[brain], truth[brain]
     precision, recall, _ = precision_recall_curve(truth, score)
     some = np.unique(np.linspace(0, len(recall) - 1, 1000).astype(int))  # a million points draw the same line
     fig, (ax,) = _panels(1, 4.6, 3.6)
-    name = f"{label}: " if label else ""
-    ax.plot(
-        recall[some],
-        precision[some],
-        color=BLUE,
-        lw=1.8,
-        label=f"{name}average precision {average_precision_score(truth, score):.2f}",
+    area, guess = average_precision_score(truth, score), float(truth.mean())
+    display = PrecisionRecallDisplay(
+        precision[some], recall[some], average_precision=area, prevalence_pos_label=guess
     )
-    ax.axhline(truth.mean(), color=GREY, lw=1.2, ls="--", label=f"guessing: {truth.mean():.3f}")
+    chance = {"color": GREY, "lw": 1.2, "label": f"guessing (AP = {guess:.3f})"}
+    display.plot(ax, name=label, plot_chance_level=True, chance_level_kw=chance)
+    ax.lines[0].set(color=BLUE, linewidth=1.8)
+    ax.set(aspect="auto", xlim=(0, 1), ylim=(0, 1.03))
     _label(
         ax,
         "Precision and recall of lesion voxels",
         "recall: share of the lesion that is found",
         "precision: share of the found\nthat is lesion",
-        xlim=(0, 1),
-        ylim=(0, 1.03),
     )
     ax.legend(frameon=False, fontsize=8)
     return fig

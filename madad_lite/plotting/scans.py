@@ -8,17 +8,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
 
+from madad_lite.evaluation.counts import dice, found
+
 from .canvas import (
     CELLS,
     DPI,
     FALSE,
     HIT,
     MISSED,
-    TRUTH,
     colour_bar,
     contour,
     heading,
     one_slice,
+    opacity,
     paint_cells,
     row_label,
     show,
@@ -95,7 +97,8 @@ def detection_figure(out, index: int, truth=None, *, vmax: float = 1.0):
     scan, decoded = one_slice(out.image[index]), one_slice(out.reconstruction[index])
     healed, score = one_slice(out.healed[index]), one_slice(out.anomaly_map[index])
     fig, axes = tiles(1, 5, scan.shape, tile=1.85, head=0.42, right=0.65, top=0.32, bottom=0.22)
-    heading(fig, slice_names(out)[index])
+    name = f": {slice_names(out)[index]}" if len(out.image) > 1 or out.prepared is not None else ""
+    heading(fig, f"From the scan to the anomaly map{name}")
     show(axes[0, 0], scan, "scan")
     show(axes[0, 1], decoded, "reconstruction\n(encoded and decoded)")
     show(axes[0, 2], healed, "healed\n(after the reverse process)")
@@ -110,25 +113,25 @@ def detection_figure(out, index: int, truth=None, *, vmax: float = 1.0):
 
 
 def threshold_figure(image, score, threshold: float, truth=None, *, vmax: float = 1.0):
-    """What a threshold makes of an anomaly map: scan, map, and the voxels above the threshold. All (H, W).
+    """What a threshold makes of an anomaly map: scan, map, and the voxels with score >= threshold. All (H, W).
 
     With `truth`, the voxels are coloured by hit, false alarm and miss, and the Dice coefficient of the slice
-    is given.
+    is given, as `evaluation.metrics.dice_at` counts it.
     """
     image, score = one_slice(image), one_slice(score, "score")
-    found = score > threshold
+    marked = found(score, threshold)
     fig, axes = tiles(1, 3, image.shape, tile=2.9, head=0.45, bottom=0.3, gap=0.12)
     show(axes[0, 0], image, "scan")
     show(axes[0, 1], score, "anomaly map", cmap="magma", vmin=0, vmax=vmax)
     if truth is None:
-        show(axes[0, 2], image, f"score > {threshold:.2f}: {int(found.sum())} voxels")
-        paint_cells(axes[0, 2], found, FALSE)
+        show(axes[0, 2], image, f"score >= {threshold:.2f}: {int(marked.sum())} voxels")
+        paint_cells(axes[0, 2], marked, FALSE)
         return fig
-    lesion = one_slice(truth, "truth") > 0.5
-    total = found.sum() + lesion.sum()
-    dice = f"Dice = {2 * (found & lesion).sum() / total:.2f}" if total else "no lesion, and none found"
-    show(axes[0, 2], image, f"score > {threshold:.2f}\n{dice}")
-    for mask, colour in ((found & lesion, HIT), (found & ~lesion, FALSE), (lesion & ~found, MISSED)):
+    lesion = one_slice(truth, "truth") > 0
+    value = f"Dice = {dice((marked & lesion).sum(), marked.sum(), lesion.sum()):.2f}"
+    value = value if marked.any() or lesion.any() else "no lesion, and none found"
+    show(axes[0, 2], image, f"score >= {threshold:.2f}\n{value}")
+    for mask, colour in ((marked & lesion, HIT), (marked & ~lesion, FALSE), (lesion & ~marked, MISSED)):
         paint_cells(axes[0, 2], mask, colour, alpha=1.0)
     for ax in axes[0, :2]:
         contour(ax, lesion)
@@ -167,7 +170,7 @@ def scan_report(
     strip = np.unique(np.linspace(0, len(images) - 1, min(20, len(images))).round().astype(int))
     columns, aspect = len(shown), images.shape[1] / images.shape[2]
     text = _report_text(found, about, f"The {columns} most anomalous of {len(images)} slices")
-    tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75, 1.2
+    tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75 if found is None else 0.95, 1.2
     strip_rows = -(-len(strip) // 10)
     below = curve + 1.15 + strip_rows * (small * aspect + 0.22)
     fig, axes = tiles(
@@ -259,10 +262,11 @@ def _score_curve(ax, out, per_slice, shown, area: int, healthy: dict | None) -> 
     ax.plot(per_slice, color="0.2", lw=1.2)
     ax.plot(shown, per_slice[shown], "o", color=CELLS, ms=6)
     ax.set_title(title, fontsize=9, loc="left", pad=4)
-    # the root, so that what is small in a healthy brain can be seen beside a large lesion
-    ax.set_yscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
-    shares = (0, 0.01, 0.03, 0.1)
+    # logarithmic above 0.01 %, so that healthy brains can be seen beside a large lesion
+    ax.set_yscale("symlog", linthresh=1e-4 * area)
+    shares = (0, 1e-4, 1e-3, 1e-2, 1e-1)
     ax.set_yticks([s * area for s in shares], [f"{100 * s:g} %" for s in shares])
+    ax.minorticks_off()
     ax.tick_params(labelsize=8)
     ax.set(xlim=(0, max(1, len(per_slice) - 1)), ylim=(0, max(0.1 * area, 1.05 * float(per_slice.max()))))
     ax.spines[["top", "right"]].set_visible(False)
@@ -283,82 +287,53 @@ def _apart(values, n: int) -> list[int]:
 
 
 def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vmax: float = 1.0):
-    """A volume in three planes, with a cross where they meet.
+    """A volume in three planes, sagittal, coronal and axial, with a cross where they meet; drawn by nilearn.
 
-    scan: a NIfTI image or its path. overlay: an anomaly map or mask on the same grid (image or path). point:
-    (x, y, z) in the scan's own world mm; by default where the overlay is highest, else the centre of the
-    brain.
+    scan: a NIfTI image or its path. overlay: an anomaly map or mask on the same grid (image or path), drawn from 0
+    (transparent) to vmax. point: (x, y, z) in the scan's own world mm; by default where the overlay is highest, else
+    the centre of the brain. ValueError where the grids differ.
     """
     import nibabel as nib
-    from nibabel.affines import apply_affine, voxel_sizes
+    from nibabel.affines import apply_affine
+    from nilearn.plotting import plot_anat  # slow to import
 
-    def load(volume):
-        volume = nib.load(volume) if isinstance(volume, (str, Path)) else volume
-        volume = nib.as_closest_canonical(volume)  # RAS: axes run to the right, the front and the top
-        return volume, np.asarray(volume.dataobj, dtype=np.float32)
-
-    image, data = load(scan)
-    score = None
-    if overlay is not None:
-        score = load(overlay)[1]
-        if score.shape != data.shape:
-            raise ValueError(
-                f"overlay of shape {score.shape} over a scan of shape {data.shape}: not the same grid"
-            )
+    image, above = (nib.load(v) if isinstance(v, (str, Path)) else v for v in (scan, overlay))
+    data = np.asarray(image.dataobj, dtype=np.float32)
     inside = data > np.percentile(data, 1) if data.min() != 0 else data > 0
-    if point is not None:
-        centre = apply_affine(np.linalg.inv(image.affine), point)
-    elif score is not None and score.max() > 0:
-        peak = np.argwhere(
-            score >= 0.99 * score.max()
-        )  # a mask or a clipped map is highest in many places: their middle
-        centre = peak[((peak - peak.mean(0)) ** 2).sum(1).argmin()]
-    else:
+    score = None if above is None else np.asarray(above.dataobj, dtype=np.float32)
+    if score is not None and score.shape != data.shape:
+        raise ValueError(
+            f"overlay of shape {score.shape} over a scan of shape {data.shape}: not the same grid"
+        )
+    if point is None and score is not None and score.max() > 0:
+        # a mask or a clipped map is highest in many places: their middle
+        peak = np.argwhere(score >= 0.99 * score.max())
+        point = apply_affine(image.affine, peak[((peak - peak.mean(0)) ** 2).sum(1).argmin()])
+    elif point is None:
         centre = np.argwhere(inside).mean(0) if inside.any() else np.array(data.shape) / 2
-    centre = np.clip(np.round(centre), 0, np.array(data.shape) - 1).astype(int)
-    low, high = (
-        (min(0.0, float(data.min())), float(np.percentile(data[inside], 99.5)))
-        if inside.any()
-        else (0.0, 1.0)
-    )
-
-    size = voxel_sizes(image.affine) * data.shape  # mm: the planes are drawn in millimetres
-    planes = (("sagittal", 0, 1, 2), ("coronal", 1, 0, 2), ("axial", 2, 0, 1))  # name, cut axis, right, up
-    scale = 9.0 / sum(size[right] for _, _, right, _ in planes)
-    height = scale * max(size[up] for *_, up in planes)
-    width, total = 9.0 + 0.2 + (0.7 if score is not None else 0), height + 0.8
-    fig = plt.figure(figsize=(width, total), dpi=DPI)
+        point = apply_affine(image.affine, centre.round())
+    brightest = float(np.percentile(data[inside], 99.5)) if inside.any() else 1.0
+    fig = plt.figure(figsize=(9.9, 3.8), dpi=DPI)
     plt.close(fig)
-    x, mm = 0.0, apply_affine(image.affine, centre)
-    for name, cut, right, up in planes:
-        wide, high_mm = scale * size[right], scale * size[up]
-        ax = fig.add_axes((x / width, (0.05 + (height - high_mm) / 2) / total, wide / width, high_mm / total))
-        x += wide + 0.1
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-        frame = {"origin": "lower", "extent": (0, data.shape[right], 0, data.shape[up]), "aspect": "auto"}
-        picture = np.take(data, centre[cut], axis=cut).T
-        show(ax, picture, f"{name}, {'xyz'[cut]} = {mm[cut]:.0f} mm", vmin=low, vmax=high, **frame)
-        if score is not None:
-            part = np.take(score, centre[cut], axis=cut).T
-            alpha = np.clip(2 * part / vmax, 0, 1) * 0.75
-            mappable = ax.imshow(
-                part, cmap="magma", vmin=0, vmax=vmax, alpha=alpha, interpolation="nearest", **frame
-            )
-        ax.axvline(centre[right] + 0.5, color=TRUTH, lw=0.5, alpha=0.6)
-        ax.axhline(centre[up] + 0.5, color=TRUTH, lw=0.5, alpha=0.6)
-        for place, letter in ((0.02, "L" if right == 0 else "P"), (0.98, "R" if right == 0 else "A")):
-            ax.text(
-                place,
-                0.5,
-                letter,
-                transform=ax.transAxes,
-                color="white",
-                fontsize=9,
-                va="center",
-                ha="left" if place < 0.5 else "right",
-            )
+    display = plot_anat(
+        nib.Nifti1Image(data, image.affine),
+        cut_coords=tuple(float(v) for v in point),
+        figure=fig,
+        title=title or "Three planes through one point",
+        black_bg=True,
+        dim=0,
+        vmin=min(0.0, float(data.min())),
+        vmax=brightest,
+        colorbar=False,
+    )
     if score is not None:
-        colour_bar(fig, mappable, ax, "anomaly score")
-    heading(fig, title or "Three planes through one point")
+        values = nib.Nifti1Image(score, image.affine)
+        display.add_overlay(values, cmap="magma", vmin=0, vmax=vmax, colorbar=True)
+        for (
+            plane
+        ) in display.axes.values():  # nilearn's own transparency makes the highest score opaque, however low
+            picture = plane.ax.get_images()[-1]
+            picture.set_alpha(opacity(np.ma.filled(picture.get_array(), 0), vmax))
+        fig.axes[-1].yaxis.set_label_position("left")
+        fig.axes[-1].set_ylabel("anomaly score", color="white", fontsize=9)
     return fig

@@ -85,7 +85,8 @@ def contrast_of(name: str) -> str | None:
 
 def _mask(image: Path, endings: tuple[str, ...], files: set[Path]) -> Path | None:
     """The file beside `image` that has its name and one of these endings."""
-    names = (image.with_name(stem(image) + e + suffix) for e in endings for suffix in (".nii.gz", ".nii"))
+    suffixes = (".nii.gz", ".nii", ".NII.GZ", ".NII")
+    names = (image.with_name(stem(image) + e + suffix) for e in endings for suffix in suffixes)
     return next((p for p in names if p in files), None)
 
 
@@ -100,15 +101,14 @@ def _bids(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
     table = folder / "participants.tsv"
     groups: dict[str, str] = {}
     if table.exists():
-        for row in csv.DictReader(
-            table.read_text(encoding="utf-8", errors="replace").splitlines(), delimiter="\t"
-        ):
+        text = table.read_text(encoding="utf-8-sig", errors="replace")  # spreadsheets write other encodings
+        for row in csv.DictReader(text.splitlines(), delimiter="\t"):
             if row.get("group"):
                 healthy = row["group"].strip().lower() in HEALTHY
                 groups[row.get("participant_id") or ""] = "normal" if healthy else "patient"
     masks: dict[Path, list[Path]] = {}
     for f in files:
-        if stem(f).endswith("_mask"):
+        if is_mask(f):
             masks.setdefault(f.parent, []).append(f)
     for image in files:
         m = re.match(r"(sub-[A-Za-z0-9]+)_", image.name)
@@ -116,8 +116,9 @@ def _bids(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
             continue
         own = [f for f in masks.get(image.parent, []) if f.name.startswith(m[1] + "_")]
         own = _same_entities(image, own)
-        lesion = next((f for f in own if "lesion" in f.name.lower()), None)
-        brain = next((f for f in own if "brain" in f.name.lower()), None)
+        named = {f: f.name[len(m[0]) :].lower() for f in own}  # a subject may be called sub-brain01
+        lesion = next((f for f in own if "lesion" in named[f]), None)
+        brain = next((f for f in own if "brain" in named[f]), None)
         group = groups.get(m[1], "patient" if lesion else "normal")
         yield ScanFiles(
             stem(image), m[1], contrast_of(stem(image)) or contrast, image, lesion, brain, group=group
@@ -163,8 +164,7 @@ def _patient_folders(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
         m = re.match(r"(.+)[_-]([A-Za-z0-9]+)$", stem(image))
         if not m or m[1] != image.parent.name or m[2].lower() not in WORDS:
             continue
-        names = (image.with_name(f"{m[1]}{sign}seg{end}") for sign in "_-" for end in (".nii.gz", ".nii"))
-        lesion = next((p for p in names if p in known), None)
+        lesion = _mask(image.with_name(m[1]), ("_seg", "-seg"), known)
         # BraTS-GLI-00000-001 and brats_2013_pat0001_1 end with the number of the visit
         subject = re.sub(r"^(BraTS-[A-Za-z]+-\d+|brats_\w+?_pat\d+)[-_\d]+$", r"\1", m[1])
         brain = _mask(image, BRAIN_ENDINGS, known)

@@ -22,7 +22,10 @@ from madad_lite.training.settings import AutoencoderConfig
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor, brain: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB inside the brain; slices span [-1, 1], so the peak is 2."""
+    """Peak signal-to-noise ratio in dB inside the brain; slices span [-1, 1], so the peak is 2.
+
+    images, reference: (N, 1, H, W). brain: (N, 1, H, W) bool.
+    """
     error = (images.clamp(-1, 1) - reference)[brain].square().mean().item()
     return 10 * math.log10(4 / max(error, 1e-12))
 

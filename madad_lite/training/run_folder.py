@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from madad_lite.errors import RunError
-from madad_lite.files import replace_file, save_model, write_json, writing
+from madad_lite.files import remove_leftovers, replace_file, save_model, write_json, writing
 from madad_lite.slices.folder import Manifest
 from madad_lite.training.settings import TrainingConfig
 
@@ -90,7 +90,7 @@ class Weights:
         self.model = model
 
     def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
 
 
@@ -140,6 +140,7 @@ class Run:
         if self.is_main:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self.folder)
             write_json(self.folder / "config.json", self.settings)
 
     def load(self, restore: Callable[[dict], None]) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""Settings of the two trainings and of detection, and three named sets of them: lite, paper, authors."""
+"""Settings of the two trainings, and three named sets of these and of detection's: lite, paper, authors."""
 
 from __future__ import annotations
 
@@ -99,6 +99,8 @@ def check(config) -> None:
     for f in fields(config):
         object.__setattr__(config, f.name, _checked(config, f.name, f.type))  # the class is frozen
 
+from madad_lite.settings import AUTHORS, PAPER, DetectionSettings
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -161,28 +163,10 @@ class DenoiserConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class DetectionConfig:
-    """Arguments of MadAdPipeline with the same names."""
-
-    eta: float = 0.5  # randomness of the reverse process
-    mask_threshold: float = 0.5  # a cell is replaced where its chance of "noised" is above
-    gamma: float | None = 0.2  # where differences are clipped
-    squared: bool = True  # squared or absolute differences
-    sigma: float = 2.0  # smoothing, in pixels
-    reference: str = "reconstruction"  # what the healed slice is compared with; "input": the scan itself
-    weighted: bool = False  # differences count as much as the network took the cell for noise
-    intensity_weight: float = (
-        0.0  # bright (on T1: dark) voxels count more, see extensions/intensity_weight.py
-    )
-    # mm over which neighbouring slices decide together, see extensions/neighbouring_slices.py; the paper: each alone
-    neighbour_sigma: float = 0.0
-
-
-@dataclass(frozen=True)
 class Recipe:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
     spacing: float = 2.0  # of the slices, mm
     slice_size: int = 96  # pixels
 
@@ -204,7 +188,7 @@ RECIPES = {
     # for two CPU cores; the shipped weights'
     "lite": Recipe(
         denoiser=DenoiserConfig(corruption_share=0.5, last_step_share=0.3),
-        detection=DetectionConfig(
+        detection=DetectionSettings(
             mask_threshold=0.2, sigma=0.7, reference="input", weighted=True, neighbour_sigma=3.0
         ),
     ),
@@ -227,7 +211,7 @@ RECIPES = {
             validate_every=1000,
             checkpoint_every=1000,
         ),
-        DetectionConfig(eta=0.0, gamma=0.2, squared=True, sigma=5.0, reference="input"),
+        DetectionSettings(eta=0.0, sigma=5.0, reference="input", **PAPER),
         **_PAPER_SLICES,
     ),
     # what the authors' published code does where it differs
@@ -251,7 +235,7 @@ RECIPES = {
             validate_every=1000,
             checkpoint_every=1000,
         ),
-        DetectionConfig(eta=0.5, gamma=0.25, squared=False, sigma=5.0, reference="reconstruction"),
+        DetectionSettings(eta=0.5, reference="reconstruction", **AUTHORS),
         **_PAPER_SLICES,
     ),
 }

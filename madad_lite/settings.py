@@ -1,0 +1,77 @@
+"""How a scan is healed and scored: the one place of these defaults. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import inf
+from numbers import Integral, Real
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """Settings of the reverse process and the score. ValueError for what is out of range."""
+
+    num_inference_steps: int = 10  # reverse steps, 1..T; the paper's ablation has 2, 5 and 10
+    eta: float = 0.5  # randomness of the reverse process, 0..1; 0: deterministic DDIM; the authors use 0.5
+    mask_threshold: float = 0.5  # a cell is replaced where its chance of "noised" is above
+    gamma: float | None = 0.2  # differences are clipped here, in units of d^p; None: only scaled to 0..1
+    squared: bool = True  # p = 2, the paper's; False: p = 1
+    sigma: float = 2.0  # Gaussian smoothing of the map, in pixels; 0: none
+    reference: str = "reconstruction"  # what the healed slice is compared with; "input": the scan itself
+    # ours, not the paper's, see extensions/
+    weighted: bool = False  # differences count as much as the network took the cell for noise
+    intensity_weight: float = 0.0  # voxels as bright, on T1 as dark, as lesions mostly are count more
+    neighbour_sigma: float = 0.0  # mm over which neighbouring slices decide together; 0: each alone
+
+    @classmethod
+    def of(cls, values: Mapping) -> DetectionSettings:
+        """Those of a mapping that holds others too, such as a pipeline's config. ValueError: out of range."""
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+    def reverse(self) -> dict:
+        """What diffusion.selective_reverse needs of them."""
+        steps = self.num_inference_steps
+        return dict(num_inference_steps=steps, eta=self.eta, threshold=self.mask_threshold)
+
+    def __post_init__(self) -> None:
+        limits = {
+            "eta": 1,
+            "mask_threshold": 1,
+            "sigma": 1e3,
+            "intensity_weight": 1e6,
+            "neighbour_sigma": 1e3,
+        }
+        for name, high in limits.items():
+            value = getattr(self, name)
+            if not _number(value) or not 0 <= value <= high:  # nan neither
+                raise ValueError(f"{name} lies between 0 and {high:g}, not {value!r}")
+        if not isinstance(self.num_inference_steps, Integral) or self.num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps is a whole number from 1 on, not {self.num_inference_steps!r}"
+            )
+        if self.gamma is not None and not (_number(self.gamma) and 0 < self.gamma < inf):
+            raise ValueError(f"gamma must be positive, or None for no clipping, not {self.gamma!r}")
+        if self.reference not in ("input", "reconstruction"):
+            raise ValueError(f'reference is "input" or "reconstruction", not {self.reference!r}')
+        for name in ("squared", "weighted"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is true or false, not {getattr(self, name)!r}")
+
+
+def check_steps(num_inference_steps: int, T: int) -> None:
+    """ValueError: more reverse steps than the T of the schedule, or fewer than one."""
+    if not 1 <= num_inference_steps <= T:
+        raise ValueError(f"num_inference_steps lies between 1 and {T}, not {num_inference_steps}")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+# Two readings of the method, as arguments of `scoring.image_difference`. `reference` differs too: the paper compares
+# the healed slice with the scan itself, the authors' code with the decoded latent before healing, so that
+# what the autoencoder alone loses does not count. Their sigma belongs to slices of 256 pixels; on 96 pixels
+# about 2 smooths as many mm.
+PAPER = {"gamma": 0.2, "squared": True}
+AUTHORS = {"gamma": 0.25, "squared": False, "sigma": 5.0}

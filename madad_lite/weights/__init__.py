@@ -1,0 +1,12 @@
+"""The shipped models, and how a model's folder is found and read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent  # the shipped models lie here, one folder each
+
+
+def shipped() -> list[str]:
+    """Names of the shipped weights."""
+    return sorted(p.parent.name for p in WEIGHTS.glob("*/model_index.json"))

@@ -1,0 +1,154 @@
+"""What `detect` says of a scan: which parts were found, which contrast it has, and the page about it."""
+
+import csv
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from madad_lite import plotting
+from madad_lite.detection.contrast import contrast_seen, tissue_medians
+from madad_lite.detection.finding import COLUMNS, find_parts
+from madad_lite.detection.record import healthy_range
+from madad_lite.pipeline import MadAdPipeline, shipped
+from madad_lite.scans.grid import Grid
+from madad_lite.scans.nifti import save_nifti
+from madad_lite.scans.prepare import prepare_volume
+from madad_lite.simulation.cohort import simulate_subject
+
+THRESHOLD = 0.435
+
+
+def score_map(*blocks) -> nib.Nifti1Image:
+    """A map of 2 mm voxels, 0.008 mL each; blocks: (score, corner, side in voxels)."""
+    values = np.zeros((40, 40, 40), np.float32)
+    for score, corner, side in blocks:
+        values[tuple(slice(c, c + side) for c in corner)] = score
+    return nib.Nifti1Image(values, nib.affines.from_matvec(np.diag([-2.0, 2, 2]), [40, -30, -20]))
+
+
+def test_parts_have_their_volume_and_place_and_specks_are_only_counted(tmp_path):
+    to_mni = nib.affines.from_matvec(np.eye(3), [1, 2, 3])
+    blocks = (0.5, (2, 2, 2), 3), (0.9, (20, 20, 20), 5), (0.435, (30, 2, 2), 2), (0.4, (2, 30, 30), 5)
+    found = find_parts(score_map(*blocks), to_mni, THRESHOLD)
+    assert [p.volume_ml for p in found.parts] == pytest.approx([125 * 0.008, 27 * 0.008])
+    assert found.smaller == 1 and found.smaller_ml == pytest.approx(0.064)  # at the threshold counts as above
+    largest = found.parts[0]
+    assert largest.centre == pytest.approx((40 - 2 * 22 + 1, -30 + 2 * 22 + 2, -20 + 2 * 22 + 3))
+    assert largest.max_score == pytest.approx(0.9)
+    assert (
+        found.sentence
+        == "1.2 mL above the threshold (0.435), in 2 parts; 1 spot of less than 0.1 mL left out"
+    )
+    assert found.lines()[0] == "1: 1.0 mL at x -3, y +16, z +27 mm, score up to 0.90"
+    mask = np.asarray(found.mask.dataobj)
+    assert mask.dtype == np.uint8 and mask.sum() == 125 + 27 and mask[31, 3, 3] == 0
+    found.write_csv(tmp_path / "found.csv")
+    rows = list(csv.DictReader((tmp_path / "found.csv").read_text().splitlines()))
+    assert tuple(rows[0]) == COLUMNS and [r["part"] for r in rows] == ["1", "2"]
+    assert sum(float(r["volume_ml"]) for r in rows) == pytest.approx(found.volume_ml)
+    assert (rows[0]["x_mm"], rows[0]["threshold"]) == ("-3.0", "0.435")
+
+
+def test_nothing_is_said_in_words(tmp_path):
+    for blocks, sentence in (
+        ([], "nothing above the threshold (0.435)"),
+        ([(0.4, (2, 2, 2), 9)], "nothing above the threshold (0.435)"),
+        ([(0.5, (2, 2, 2), 2)], "nothing above the threshold (0.435) but 1 spot of less than 0.1 mL"),
+    ):
+        found = find_parts(score_map(*blocks), np.eye(4), THRESHOLD)
+        assert found.sentence == sentence and not found.parts and not np.asarray(found.mask.dataobj).any()
+    found.write_csv(tmp_path / "found.csv")
+    assert (tmp_path / "found.csv").read_text().split() == [",".join(COLUMNS)]
+
+
+def test_parts_that_touch_at_a_corner_are_one():
+    found = find_parts(score_map((0.5, (2, 2, 2), 4), (0.5, (6, 6, 6), 4)), np.eye(4), THRESHOLD)
+    assert len(found.parts) == 1
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """{contrast: slices} of two subjects, one with a large lesion."""
+    folder, scans = tmp_path_factory.mktemp("contrasts"), []
+    for seed, lesion in ((3, None), (4, "glioma")):
+        contrasts = ("t1", "t2", "flair", "t1ce")
+        subject = simulate_subject(seed, contrasts=contrasts, lesion=lesion, spacing=4.0)
+        for contrast, image in subject.images.items():
+            save_nifti(image, path := folder / f"{seed}_{contrast}.nii.gz")
+            scans.append((contrast, prepare_volume(path, grid=Grid(spacing=4.0, size=48), register=False)))
+    return scans
+
+
+def test_the_contrast_is_seen_from_the_order_of_the_tissues(prepared):
+    for contrast, scan in prepared:
+        assert contrast_seen(scan) == {"t1ce": "t1"}.get(contrast, contrast), tissue_medians(scan)
+
+
+def test_what_is_not_clear_is_left_open(prepared):
+    _, scan = prepared[0]
+    few = SimpleNamespace(
+        image=scan.image[-2:],
+        brain=scan.brain[-2:],
+        geometry=SimpleNamespace(grid=scan.geometry.grid, slice_index=scan.geometry.slice_index[-2:]),
+    )
+    assert tissue_medians(few) is None and contrast_seen(few) is None  # no CSF at the top of the head
+    flat = SimpleNamespace(image=np.zeros_like(scan.image), brain=scan.brain, geometry=scan.geometry)
+    assert contrast_seen(flat) is None
+
+
+@pytest.fixture
+def page(prepared):
+    """A scan with one bright block, as the pipeline gives it."""
+    _, scan = prepared[0]
+    image = torch.from_numpy(scan.image)[:, None]
+    score = torch.zeros_like(image)
+    score[10:14, :, 20:26, 20:26] = 0.8
+    return SimpleNamespace(image=image, healed=image, anomaly_map=score, prepared=scan)
+
+
+def words(fig) -> str:
+    return "\n".join(text.get_text() for text in fig.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+def test_the_page_says_first_what_was_found_and_marks_the_threshold(page):
+    found = find_parts(score_map(*((0.5, (2 + 6 * i, 2, 2), 3) for i in range(6))), np.eye(4), THRESHOLD)
+    fig = plotting.scan_report(page, "a$_$b", found=found, about="Weights: t1, for T1 contrast.")
+    lines = [text.get_text() for text in fig.texts]
+    assert lines[0] == r"a\$_\$b" and lines[1].startswith("1.3 mL above the threshold (0.435), in 6 parts")
+    assert lines[2].startswith("1: 0.2 mL at x") and "... and 2 more parts, in the table" in lines
+    assert "Weights: t1, for T1 contrast." in lines
+    bar = next(ax for ax in fig.axes if "score" in ax.get_ylabel())
+    assert THRESHOLD in bar.get_yticks() and any(line.get_ydata()[0] == THRESHOLD for line in bar.lines)
+    fig.canvas.draw()  # no formula between the dollar signs
+    top = max(ax.get_position().y1 for ax in fig.axes)
+    box = fig.texts[lines.index(next(x for x in lines if "most anomalous" in x))].get_window_extent()
+    assert box.y0 / fig.bbox.height > top  # the words end above the pictures
+
+
+def test_the_curve_has_one_scale_and_healthy_subjects_behind_it(page):
+    healthy = {"who": "3 subjects", "z_mm": [-60.0, 80.0], "lowest": [1.0, 1.0], "highest": [2.0, 2.0]}
+    tops = []
+    for factor in (1, 0.01):
+        quiet = SimpleNamespace(**{**vars(page), "anomaly_map": page.anomaly_map * factor})
+        fig = plotting.scan_report(quiet, "scan", healthy=healthy)
+        curve = next(ax for ax in fig.axes if ax.get_title("left").startswith("Anomaly score summed"))
+        tops.append(curve.get_ylim())
+        assert "range of 3 subjects" in curve.get_title("left")
+        (band,) = curve.collections
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.min() == 1 and heights.max() == 2
+    assert tops[0] == tops[1] == pytest.approx((0, 0.1 * 48 * 48))
+
+
+def test_shipped_weights_know_the_range_of_healthy_subjects():
+    for name in shipped():
+        pipe = MadAdPipeline.from_pretrained(name)
+        healthy = healthy_range(pipe)
+        assert ("FLAIR" in healthy["who"]) == (name == "flair")
+        low, median, high = (np.array(healthy[k]) for k in ("lowest", "median", "highest"))
+        assert len(healthy["z_mm"]) == len(low) and (low <= median).all() and (median <= high).all()
+    pipe.register_to_config(_name_or_path="")
+    assert healthy_range(pipe) is None
