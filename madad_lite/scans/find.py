@@ -17,7 +17,6 @@ mask.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from madad_lite.errors import ScanError
-from madad_lite.files import is_nifti, nifti_files, safe_name, stem
+from madad_lite.files import Rule, is_nifti, nifti_files, read_json, safe_name, stem
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 WORDS = {  # what the parts of file names and the entries of dataset.json say about the contrast
@@ -42,6 +41,14 @@ WORDS = {  # what the parts of file names and the entries of dataset.json say ab
     "t1post": "t1ce",
 }
 MSD_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")  # their order where dataset.json does not say
+MSD_MODALITY = Rule(
+    lambda v: isinstance(v, dict) and all(k.isdecimal() and isinstance(c, str) for k, c in v.items()),
+    "contrasts by number",
+)
+MSD_DATASET = {
+    "modality?": ({None}, MSD_MODALITY),
+    "training": [{"image": str, "label": str}],
+}  # dataset.json
 BRAIN_ENDINGS = ("_brain_mask", "_brainmask")
 LESION_ENDINGS = ("_lesion_mask", "_lesion", "_seg", "_segmentation")
 # any name that ends so is a mask, whether or not the scan that it belongs to is known; "x_nolesion" is a scan
@@ -168,14 +175,12 @@ def _patient_folders(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
 def _msd(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
     described = folder / "dataset.json"
     try:
-        content = json.loads(described.read_text())
-        modality = content.get("modality") or dict(enumerate(MSD_CHANNELS))
-        pairs = [(p["image"], p["label"]) for p in content["training"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ScanError(
-            f"{described}: does not describe a Decathlon task ({error!r}); unpack it again"
-        ) from None
-    for image, label in pairs:
+        content = read_json(described, MSD_DATASET, hint="unpack it again")
+    except ScanError as error:
+        reason = str(error).removeprefix(f"{described}: ")
+        raise ScanError(f"{described}: does not describe a Decathlon task: {reason}") from None
+    modality = content.get("modality") or dict(enumerate(MSD_CHANNELS))
+    for image, label in ((p["image"], p["label"]) for p in content["training"]):
         path = folder / image
         for channel, described_as in modality.items():
             if contrast := contrast_of(str(described_as)):

@@ -8,6 +8,7 @@ from case import Case
 from prepared import GRID, MISSING, SIZE, damaged, entry, prepared
 
 from madad_lite.authors.png_export import export_png
+from madad_lite.scans.find import find_scans
 from madad_lite.simulation.recolour import recolour_folder
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.manifest import Manifest
@@ -137,6 +138,31 @@ VALUES = [  # place, value, what is said
     ("scans.0.scan_id", "x" * 5000, NAME),
 ]
 
+PAIR = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}
+DATASETS = [  # what dataset.json of a Decathlon task holds, what is said
+    ("{", "damaged"),
+    ("null", "is null, not an object"),
+    (b"\xff", "damaged .*utf-8"),
+    ("{}", "training is missing"),
+    ('{"training": null}', "training is null"),
+    ('{"training": [5]}', r"training\[0\] is 5"),
+    ('{"training": [{"image": "a"}]}', r"training\[0\].label is missing"),
+    ('{"training": [{"image": 5, "label": "b"}]}', r"training\[0\].image is 5"),
+    (json.dumps({"training": [PAIR], "modality": {"first": "T1w"}}), "not contrasts by number"),
+    (json.dumps({"training": [PAIR], "modality": {"0": None}}), "not contrasts by number"),
+    (json.dumps({"training": [PAIR], "modality": "MRI"}), "not contrasts by number"),
+]
+
+
+def decathlon(content: str | bytes):
+    def make(folder: Path) -> None:
+        (folder / "imagesTr").mkdir()
+        (folder / "imagesTr/a.nii.gz").touch()
+        (folder / "dataset.json").write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return make
+
+
 CALLS = [  # everything that makes a path from an id
     ("dataset", lambda f: SliceDataset(f)),
     ("recolour", lambda f: recolour_folder(f, f / "out", progress=False)),
@@ -154,6 +180,10 @@ CASES = [
             "" if place == "complete" else "manifest.json",
         )
         for place, value, says in VALUES
+    ),
+    *(
+        Case(f"dataset.json {number}", decathlon(content), find_scans, says, "dataset.json")
+        for number, (content, says) in enumerate(DATASETS)
     ),
     *(
         Case(f"{call_name} of id {value}", damaged("scans.0.scan_id", value), call, NAME, "manifest.json")
