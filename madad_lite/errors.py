@@ -41,7 +41,7 @@ def foreseen(error: Exception) -> bool:
     """Is its message meant for the user: one of the above, what the system says of a file, or what a line of
     this package refuses by a `raise` (and not what a function that it calls makes of a mistake of ours).
     """
-    if isinstance(error, (ScanError, RunError, Refused, UnsafeFile, OSError)):
+    if isinstance(error, (ScanError, RunError, WeightsError, Refused, UnsafeFile, OSError)):
         return True
     last = error.__traceback__
     while last.tb_next:
