@@ -5,6 +5,7 @@ what to do. Everything else is a fault of ours: the command line keeps its trace
 from __future__ import annotations
 
 import _thread
+import dis
 import os
 import signal
 import sys
@@ -38,12 +39,17 @@ class UnsafeFile(ValueError):
 
 def foreseen(error: Exception) -> bool:
     """Is its message meant for the user: one of the above, what the system says of a file, or what a line of
-    this package refuses.
+    this package refuses by a `raise` (and not what a function that it calls makes of a mistake of ours).
     """
-    if isinstance(error, (ScanError, RunError, Refused, UnsafeFile, OSError)):
+    if isinstance(error, (ScanError, RunError, WeightsError, Refused, UnsafeFile, OSError)):
         return True
-    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, (ValueError, ImportError)) and raised_in[-1].startswith("madad_lite.")
+    last = error.__traceback__
+    while last.tb_next:
+        last = last.tb_next
+    frame = last.tb_frame
+    raised = dis.opname[frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    ours = frame.f_globals.get("__name__", "").startswith("madad_lite.")
+    return isinstance(error, (ValueError, ImportError)) and ours and raised
 
 
 def one_line(error: BaseException) -> str:

@@ -211,11 +211,22 @@ def test_an_error_that_is_meant_for_the_user_is_one_line_without_a_file(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_package_itself_refuses_is_meant_for_the_user(attempt, tmp_path, capsys):
-    from madad_lite.training.settings import AutoencoderConfig, configured
-
-    assert attempt(lambda args: configured(AutoencoderConfig(), mode="x")) == 2
-    assert capsys.readouterr().err.startswith("madad try: ") and not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("raise ValueError('no')", 2),
+        ("raise ImportError('no')", 2),
+        ("int('x')", 1),
+        ("import madad_liter", 1),
+    ],
+)
+def test_what_a_line_of_the_package_refuses_is_foreseen_and_its_mistakes_are_not(
+    line, code, attempt, tmp_path, capsys
+):
+    assert attempt(lambda args: exec(line, {"__name__": "madad_lite.some"})) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1 and (tmp_path / "madad-error.log").exists() == (
+        code == 1
+    )
 
 
 def test_a_reader_that_has_gone_is_no_error():

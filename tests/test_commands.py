@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from madad_lite.autoencoder import make_autoencoder
@@ -154,18 +153,6 @@ def test_a_device_that_is_not_there_is_one_line(device, scan, model, tmp_path, c
 def test_resume_and_force_together_are_refused(scan, tmp_path, capsys):
     assert main(["detect", scan, "--out", str(tmp_path / "out"), "--resume", "--force"]) == 2
     assert "choose one" in one_line(capsys)
-
-
-def test_weights_from_the_hub(detect, scan, model, usual, monkeypatch):
-    """The download is not ours; that what it brings is used is."""
-    asked = []
-
-    def download(cls, name, **options):
-        asked.append(name)
-        return model
-
-    monkeypatch.setattr(DiffusionPipeline, "download", classmethod(download))
-    assert np.array_equal(detect(scan, "--weights", "someone/model"), usual) and asked == ["someone/model"]
 
 
 # assemble

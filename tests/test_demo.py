@@ -15,7 +15,7 @@ from madad_lite.demo.run import SHOWN, run_demo
 def demo(tmp_path_factory):
     """Few subjects, slices far apart, two steps of each training."""
     out = tmp_path_factory.mktemp("demo") / "demo"
-    run_demo(out, normal=3, patients=2, spacing=4.0, z_spacing=20.0, autoencoder_steps=2, denoiser_steps=2)
+    run_demo(out, normal=3, patients=2, spacing=4.0, z_spacing=16.0, autoencoder_steps=2, denoiser_steps=2)
     return out
 
 
