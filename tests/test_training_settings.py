@@ -99,5 +99,9 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine():
     assert curve(0, "constant") == [1.0] * 100
     assert curve(4, "constant")[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     cosine = curve(0, "cosine")
-    assert cosine[0] == 1.0 and cosine[50] == pytest.approx(0.5) and cosine[99] == pytest.approx(0.000246720, abs=1e-8)
+    assert (
+        cosine[0] == 1.0
+        and cosine[50] == pytest.approx(0.5)
+        and cosine[99] == pytest.approx(0.000246720, abs=1e-8)
+    )
     assert curve(4, "cosine") == [c * min(1, (i + 1) / 4) for i, c in enumerate(cosine)]
