@@ -23,8 +23,8 @@ from madad_lite.cli import main
 from madad_lite.denoiser import Denoiser
 from madad_lite.detection import many_scans
 from madad_lite.detection.many_scans import ENDINGS, scans_in
-from madad_lite.errors import ScanError
 from madad_lite.diffusion import make_scheduler
+from madad_lite.errors import ScanError
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
 
