@@ -11,7 +11,14 @@ torch.set_num_threads(1)
 
 # Files that train, start processes or break them off: `make test-quick` leaves them out. Single tests elsewhere carry
 # the mark themselves.
-SLOW_FILES = {"test_interruption", "test_learning", "test_many_scans", "test_processes", "test_reproduce"}
+SLOW_FILES = {
+    "test_hostile",
+    "test_interruption",
+    "test_learning",
+    "test_many_scans",
+    "test_processes",
+    "test_reproduce",
+}
 
 
 def pytest_collection_modifyitems(items):
