@@ -20,10 +20,11 @@ from sets import SPLITS, real_data
 from tqdm import tqdm
 
 from madad_lite.files import write_json
-from madad_lite.pipeline import WEIGHTS, MadAdPipeline
+from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.find import find_scans
 from madad_lite.scans.grid import Grid
 from madad_lite.simulation.recolour import to_flair
+from madad_lite.weights import WEIGHTS
 
 
 def measure(pipe: MadAdPipeline, subjects: int) -> dict:

@@ -19,11 +19,12 @@ from madad_lite.detection.contrast import LIKE, contrast_seen
 from madad_lite.detection.finding import Finding, find_parts
 from madad_lite.errors import Refused, ScanError
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
-from madad_lite.pipeline import MadAdOutput, MadAdPipeline, shipped
+from madad_lite.pipeline import MadAdOutput, MadAdPipeline
 from madad_lite.scans.find import brain_beside, is_mask
 from madad_lite.scans.grid import PreparedScan
 from madad_lite.scans.nifti import return_to_scan
 from madad_lite.training.processes import processes
+from madad_lite.weights import shipped
 
 ENDINGS = {
     "record": ".json",  # what made the others; the last to be written

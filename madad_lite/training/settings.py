@@ -11,6 +11,7 @@ from typing import NamedTuple
 from madad_lite.autoencoder import AUTOENCODERS
 from madad_lite.denoiser import SIZES
 from madad_lite.errors import Refused
+from madad_lite.settings import AUTHORS, PAPER, DetectionSettings
 from madad_lite.slices.augment import AUGMENTATIONS
 
 
@@ -98,8 +99,6 @@ def check(config) -> None:
     """Make every setting the type of its field (1e3 steps are 1000); Refused for what is not allowed."""
     for f in fields(config):
         object.__setattr__(config, f.name, _checked(config, f.name, f.type))  # the class is frozen
-
-from madad_lite.settings import AUTHORS, PAPER, DetectionSettings
 
 
 @dataclass(frozen=True)
