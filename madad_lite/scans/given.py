@@ -45,7 +45,11 @@ def given(
     of_file = {k: v for k, v in of_file.items() if v not in (None, "auto")}
     if isinstance(scan, (str, os.PathLike)):
         _refuse("a scan, whose slices are one volume", volumes=volumes)
-        scan, brain, of_file = prepare(scan, brain=brain, **of_file), None, {}
+        scan, brain, of_file = (
+            prepare(scan, **({} if brain is None else {"brain": brain}), **of_file),
+            None,
+            {},
+        )
     if not isinstance(scan, PreparedScan):
         _refuse("slices", **of_file)
         return None, *_slices(scan, brain, divisor), volumes
