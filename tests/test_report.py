@@ -12,11 +12,12 @@ from madad_lite import plotting
 from madad_lite.detection.contrast import contrast_seen, tissue_medians
 from madad_lite.detection.finding import COLUMNS, find_parts
 from madad_lite.detection.record import healthy_range
-from madad_lite.pipeline import MadAdPipeline, shipped
+from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.nifti import save_nifti
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.simulation.cohort import simulate_subject
+from madad_lite.weights import shipped
 
 THRESHOLD = 0.435
 
