@@ -25,7 +25,6 @@ from madad_lite.scans.find import find_scans
 from madad_lite.scans.grid import Grid
 from madad_lite.simulation.recolour import to_flair
 from madad_lite.weights import WEIGHTS
-from madad_lite.weights import WEIGHTS
 
 
 def measure(pipe: MadAdPipeline, subjects: int) -> dict:
