@@ -24,7 +24,7 @@ from madad_lite.denoiser import Denoiser
 from madad_lite.detection import many_scans
 from madad_lite.detection.many_scans import ENDINGS, scans_in
 from madad_lite.diffusion import make_scheduler
-from madad_lite.errors import ScanError
+from madad_lite.errors import Refused, ScanError
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
 
@@ -406,13 +406,15 @@ def test_requests_that_make_no_sense_are_refused_before_any_work(scans, model, t
     for arguments, said in (
         (words(scan, out, model, "--steps", "0"), "1 to 10 reverse steps are possible, not 0"),
         (words(scan, out, model, "--steps", "50"), "1 to 10 reverse steps are possible, not 50"),
-        (words(scan, tmp_path / "file", model), f"{tmp_path}/file: is a file; --out names the folder"),
-        (["detect", "", "--out", str(out)], "an empty name where a scan or a folder is meant"),
         (words(scan, out, model, "--mask", "--score", "latent"), "a mask needs weights with a decision"),
     ):
         assert main(arguments) == 2
         said_now = capsys.readouterr().err
         assert said in said_now and said_now.count("\n") == 1
+    with pytest.raises(Refused, match="file: is a file; --out names the folder"):
+        many_scans.detect([scan], tmp_path / "file", weights=model)
+    with pytest.raises(Refused, match="an empty name where a scan or a folder is meant"):
+        scans_in([""])
     assert not out.exists()
 
 
