@@ -14,7 +14,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from madad_lite.errors import Refused, ScanError
+from madad_lite.errors import Refused, RunError, ScanError
 from madad_lite.scans import prepare
 from madad_lite.scans.bias import without_bias
 from madad_lite.scans.brain import LARGEST_ML, deepbet_brain, skull_valley, whole_brain_ml
@@ -831,7 +831,7 @@ def test_interrupted_save_leaves_the_old_file_and_no_other(on_grid, tmp_path, mo
         raise OSError("disk full")
 
     monkeypatch.setattr(nib, "save", breaks)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         save_nifti(on_grid, path, force=True)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["map.nii.gz"]
