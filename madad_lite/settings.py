@@ -7,10 +7,12 @@ from dataclasses import dataclass, fields
 from math import inf
 from numbers import Integral, Real
 
+from madad_lite.errors import Refused
+
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """Settings of the reverse process and the score. ValueError for what is out of range."""
+    """Settings of the reverse process and the score. Refused for what is out of range."""
 
     num_inference_steps: int = 10  # reverse steps, 1..T; the paper's ablation has 2, 5 and 10
     eta: float = 0.5  # randomness of the reverse process, 0..1; 0: deterministic DDIM; the authors use 0.5
@@ -26,7 +28,7 @@ class DetectionSettings:
 
     @classmethod
     def of(cls, values: Mapping, **changes) -> DetectionSettings:
-        """Those of a mapping that holds others too, such as a pipeline's config. ValueError: out of range."""
+        """Those of a mapping that holds others too, such as a pipeline's config. Refused: out of range."""
         return cls(**{f.name: values[f.name] for f in fields(cls)} | changes)
 
     def reverse(self) -> dict:
@@ -45,24 +47,24 @@ class DetectionSettings:
         for name, high in limits.items():
             value = getattr(self, name)
             if not _number(value) or not 0 <= value <= high:  # nan neither
-                raise ValueError(f"{name} lies between 0 and {high:g}, not {value!r}")
+                raise Refused(f"{name} lies between 0 and {high:g}, not {value!r}")
         if not isinstance(self.num_inference_steps, Integral) or self.num_inference_steps < 1:
-            raise ValueError(
+            raise Refused(
                 f"num_inference_steps is a whole number from 1 on, not {self.num_inference_steps!r}"
             )
         if self.gamma is not None and not (_number(self.gamma) and 0 < self.gamma < inf):
-            raise ValueError(f"gamma must be positive, or None for no clipping, not {self.gamma!r}")
+            raise Refused(f"gamma must be positive, or None for no clipping, not {self.gamma!r}")
         if self.reference not in ("input", "reconstruction"):
-            raise ValueError(f'reference is "input" or "reconstruction", not {self.reference!r}')
+            raise Refused(f"reference={self.reference!r}: must be one of reconstruction, input")
         for name in ("squared", "weighted"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is true or false, not {getattr(self, name)!r}")
+                raise Refused(f"{name} is true or false, not {getattr(self, name)!r}")
 
 
 def check_steps(num_inference_steps: int, T: int) -> None:
     """ValueError: more reverse steps than the T of the schedule, or fewer than one."""
     if not 1 <= num_inference_steps <= T:
-        raise ValueError(f"num_inference_steps lies between 1 and {T}, not {num_inference_steps}")
+        raise Refused(f"num_inference_steps lies between 1 and {T}, not {num_inference_steps}")
 
 
 def _number(value: object) -> bool:

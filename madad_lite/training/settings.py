@@ -61,14 +61,6 @@ ALLOWED: dict[str, Collection[str] | Between] = {
     "augmentation": AUGMENTATIONS,
     "corruption_share": SHARE,
     "last_step_share": SHARE,
-    # of detection
-    "eta": SHARE,
-    "mask_threshold": SHARE,
-    "gamma": POSITIVE,
-    "sigma": NOT_NEGATIVE,
-    "reference": ("reconstruction", "input"),
-    "intensity_weight": NOT_NEGATIVE,
-    "neighbour_sigma": NOT_NEGATIVE,
 }
 
 
