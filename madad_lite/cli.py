@@ -354,6 +354,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             args = parser().parse_args(argv)
             name = f"madad {args.command}"
+            use_free_cores()
             with insisting(AGAIN_AFTER):
                 return args.run(args) or 0
         finally:
