@@ -17,6 +17,7 @@ from pathlib import Path
 
 import madad_lite
 from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
+from madad_lite.threads import use_free_cores
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 LAYOUTS = ("auto", "plain", "ixi", "atlas", "brats", "msd", "cohort", "glioma", "ms")

@@ -204,14 +204,14 @@ assert np.allclose(a, out.anomaly_map.numpy(), atol=1e-5)
 
 # %% [markdown]
 # Why the weight? Compressing loses fine detail, lesion or not, so that the healed slice differs from the scan a little everywhere. Where the network has no doubt,
-# such a difference is no finding. (The weight is this package's addition, kept because lesions of *validation* patients were found better with it; the paper has $w = 1$. Notebook 06 compares such choices.)
+# such a difference is no finding. (The weight is this package's addition, kept because lesions of *validation* patients were found better with it; the paper has $w = 1$. Notebook 08 compares such choices.)
 #
 # ## 7. What the network took for noise
 #
 # The network was trained to find patches of noise, hidden in the latents of normal brains, and to say what was under
 # them. Here nobody has hidden any. It marks the lesion, because the lesion does not look like a normal brain either. A cell is
 # replaced where its chance of being "noised" is above `pipe.config.mask_threshold`. The authors use 0.5; the shipped weights have a
-# lower one, chosen on validation subjects; and in a whole scan neighbouring slices decide together (notebook 04, section 9). Here is the first of the ten steps on our slice:
+# lower one, chosen on validation subjects; and in a whole scan neighbouring slices decide together (notebook 06, section 9). Here is the first of the ten steps on our slice:
 
 # %%
 decoded = pipe.decode(out.trajectory[:, k])  # (S + 1, 1, H, W): the latent before each step, and the last
@@ -232,13 +232,13 @@ untouched = ~touched[k]
 assert torch.equal(out.trajectory[-1, k][:, untouched], out.trajectory[0, k][:, untouched])
 
 # %% [markdown]
-# Notebook 04 shows all steps, and what happens when you change them.
+# Notebook 06 shows all steps, and what happens when you change them.
 #
 # ## 8. From the map to a mask
 #
 # The map says *how abnormal*. To say *lesion or not* we need a threshold. It must come from other patients, not from this
 # one: choosing it here, with the truth on the table, would be looking up the answer. The weights carry a threshold that was
-# chosen on validation subjects; notebook 05 shows how that is done. (Weights of your own may have none yet; then 0.5 is a start.)
+# chosen on validation subjects; notebook 07 shows how that is done. (Weights of your own may have none yet; then 0.5 is a start.)
 
 # %%
 threshold = pipe.config.decision_threshold or 0.5
@@ -301,7 +301,7 @@ plotting.detection_figure(calm, int(calm.anomaly_map.sum((1, 2, 3)).argmax()))
 # %% [markdown]
 # This is the *worst* slice of the healthy brain, and there is hardly anything. Where a map glows although there is no lesion, as beside the patient's stroke above, it is a
 # **false alarm**. On real scans there are more, most often at the surface of the brain and around fluid, where people differ most.
-# One patient and one healthy subject prove nothing; notebook 05 counts over many.
+# One patient and one healthy subject prove nothing; notebook 07 counts over many.
 #
 # ## 12. The same again, exactly
 #
@@ -375,8 +375,8 @@ names
 # - Only what the network takes for noise is replaced; everything else stays as it is.
 # - Look at healthy subjects too, before you believe a map.
 #
-# **Next:** [01_data_preparation](01_data_preparation.ipynb) shows what happens between the file and the slices;
-# [04_mask_visualization](04_mask_visualization.ipynb) slows the healing down; [05_evaluation](05_evaluation.ipynb) measures how good it is.
+# **Next:** [02_data_preparation](02_data_preparation.ipynb) shows what happens between the file and the slices;
+# [06_mask_visualization](06_mask_visualization.ipynb) slows the healing down; [07_evaluation](07_evaluation.ipynb) measures how good it is.
 #
 # ## Exercises
 #

@@ -113,7 +113,7 @@ def test_the_summary_marks_the_highest_and_what_cannot_be_told_apart():
     assert list(rows) == ["MAD-AD", "far", "near"]  # in the order of the set that has most of them
 
 
-@pytest.mark.parametrize("page", ["docs/results.md", "notebooks/05_evaluation.ipynb"])
+@pytest.mark.parametrize("page", ["docs/results.md", "notebooks/07_evaluation.ipynb"])
 def test_pages_show_the_benchmarks_table(page):
     table = (ROOT / "benchmarks" / "QUALITY.md").read_text().split("\n|", 1)[1].split("\n\n")[0]
     text = (ROOT / page).read_text()

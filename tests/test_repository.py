@@ -26,12 +26,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
 LESSONS = (
     "00_quickstart",
-    "01_data_preparation",
-    "02_latent_encoder",
-    "03_training",
-    "04_mask_visualization",
-    "05_evaluation",
-    "06_paper_and_code",
+    "02_data_preparation",
+    "03_latent_encoder",
+    "05_training",
+    "06_mask_visualization",
+    "07_evaluation",
+    "08_paper_and_code",
 )
 NOTEBOOKS = sorted(
     {*LESSONS, *(p.stem for p in (ROOT / "notebooks").iterdir() if p.suffix in (".ipynb", ".py"))}

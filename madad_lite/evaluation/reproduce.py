@@ -23,7 +23,7 @@ from madad_lite.training.autoencoder import train_autoencoder
 from madad_lite.training.denoiser import train_denoiser
 from madad_lite.training.settings import RECIPES, configured
 
-# Max Dice of MAD-AD in the paper, %. The S1 average is pooled over all images; see notebook 06.
+# Max Dice of MAD-AD in the paper, %. The S1 average is pooled over all images; see notebook 08.
 PAPER = {"S1": {"t1": 51.6}, "S2": {"flair": 76.2, "t1ce": 68.5, "t2": 73.2, "t1": 63.4, "mean": 70.3}}
 
 

@@ -13,11 +13,11 @@
 # ---
 
 # %% [markdown]
-# # 04 · Watch a lesion being found and healed
+# # 06 · Watch a lesion being found and healed
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/04_mask_visualization.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/06_mask_visualization.ipynb)
 #
-# In notebook 03 a network learnt to find noise in the latents of normal brains and to undo it. Now we give it a
+# In notebook 05 a network learnt to find noise in the latents of normal brains and to undo it. Now we give it a
 # *patient's* latent and add **no noise at all**. What does the network take for noise? And what does it put there? This
 # notebook slows the process down so far that you can watch each step.
 #
@@ -352,7 +352,7 @@ plotting.detection_figure(well, 0)
 
 # %% [markdown]
 # Almost nothing. On other healthy slices there are false alarms, above all where folds differ between people, which a small network
-# cannot guess. A second threshold, on the anomaly map, decides which of them remain (notebook 05).
+# cannot guess. A second threshold, on the anomaly map, decides which of them remain (notebook 07).
 #
 # ## 7. The knobs
 #
@@ -485,7 +485,7 @@ fig
 
 # %% [markdown]
 # Two blind spots. A **faint** disc lies within what healthy people vary by, and should perhaps not be marked. The **grain** hardly shows because most of it is gone before
-# the network sees it: the encoder keeps what is larger than a cell or so, and smooths the rest away (notebook 02). The same holds for lesions of a pixel or two: this is why *small* lesions are the weak
+# the network sees it: the encoder keeps what is larger than a cell or so, and smooths the rest away (notebook 03). The same holds for lesions of a pixel or two: this is why *small* lesions are the weak
 # side of the method, in the paper as here.
 #
 # ## 9. Ask the neighbours
@@ -526,7 +526,7 @@ moved = together.replaced.any(0) != alone.replaced.any(0)
 assert moved.any()
 
 # %% [markdown]
-# Single blobs that no neighbour confirms disappear, and the stroke's first and last slices, where it is small, are carried by the ones beside them. One patient proves nothing: notebook 05 counts over many.
+# Single blobs that no neighbour confirms disappear, and the stroke's first and last slices, where it is small, are carried by the ones beside them. One patient proves nothing: notebook 07 counts over many.
 #
 # ## 10. What to take with you
 #
@@ -538,7 +538,7 @@ assert moved.any()
 # - Neighbouring slices know more than one slice.
 # - Replaced is not anomalous; how much changed is. What is faint or smaller than the encoder's cells goes unnoticed.
 #
-# **Next:** [05_evaluation](05_evaluation.ipynb) turns this into numbers, over many subjects, beside simpler methods.
+# **Next:** [07_evaluation](07_evaluation.ipynb) turns this into numbers, over many subjects, beside simpler methods.
 #
 # ## Exercises
 #

@@ -13,13 +13,13 @@
 # ---
 
 # %% [markdown]
-# # 03 · Training: teach a network to find and undo noise
+# # 05 · Training: teach a network to find and undo noise
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/03_training.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/05_training.ipynb)
 #
 # MAD-AD learns from **normal brains only**. The trick: we damage the latent of a normal slice ourselves, in random patches,
 # with noise. Then we ask a network two questions about it. *Where is it damaged?* And: *what was there before?* No lesion
-# is ever shown. At test time a lesion is just another kind of damage (notebook 04).
+# is ever shown. At test time a lesion is just another kind of damage (notebook 06).
 #
 # **What you will learn**
 #
@@ -29,7 +29,7 @@
 # - how to train on a CPU or a GPU, stop, and resume without any difference;
 # - how to check that the network has learnt something, before trusting a single anomaly map.
 #
-# **What it needs:** this package with its shipped autoencoder (notebook 02 explains it); no download. All subjects are
+# **What it needs:** this package with its shipped autoencoder (notebook 03 explains it); no download. All subjects are
 # **simulated** from the MNI152 template; no real person's scan appears here.
 #
 # **How long it takes:** about 2 minutes on two CPU cores; about a quarter of an hour on a Colab T4 with the large settings (estimated, not measured).
@@ -96,7 +96,7 @@ print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the C
 # %% [markdown]
 # ## 2. Normal subjects, as latents
 #
-# A small simulated cohort, cut into slices (notebook 01). Training sees normal subjects only.
+# A small simulated cohort, cut into slices (notebook 02). Training sees normal subjects only.
 
 # %%
 DATA = WORK / "prepared"
@@ -410,8 +410,8 @@ assert equal
 # ## 10. On a GPU, with the settings of the paper
 #
 # Three named recipes come with the package: `lite`, which you just used in part; `paper`, the settings of section 4.1 of the
-# paper; and `authors`, what their published code does. Notebook 06 looks at the differences one by one. One row is this repository's own: the weights
-# that ship have seen *lesion-like regions* beside the noise, slices in which some tissue was replaced by foreign tissue before they were encoded (`extensions/lesion_like.py`), and more samples at the highest noise level. Notebook 04
+# paper; and `authors`, what their published code does. Notebook 08 looks at the differences one by one. One row is this repository's own: the weights
+# that ship have seen *lesion-like regions* beside the noise, slices in which some tissue was replaced by foreign tissue before they were encoded (`extensions/lesion_like.py`), and more samples at the highest noise level. Notebook 06
 # shows what that is good for.
 
 # %%
@@ -522,7 +522,7 @@ plotting.mask_examples(torch.cat([nothing, M, found, nothing]), images=pictures,
 # - Cross-entropy pushes confident mistakes; the squared error of the sigmoid does not.
 # - Before you trust a map: an error on noised cells well below that of the mean, and a mask AUROC well above chance.
 #
-# **Next:** [04_mask_visualization](04_mask_visualization.ipynb) gives the network a patient's scan and adds no noise at all.
+# **Next:** [06_mask_visualization](06_mask_visualization.ipynb) gives the network a patient's scan and adds no noise at all.
 #
 # ## Exercises
 #

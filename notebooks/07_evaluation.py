@@ -13,9 +13,9 @@
 # ---
 
 # %% [markdown]
-# # 05 · Evaluation: how good is it, and how do we know?
+# # 07 · Evaluation: how good is it, and how do we know?
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/05_evaluation.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/07_evaluation.ipynb)
 #
 # A good picture of one patient proves nothing; there is always one. This notebook measures the shipped model on patients with known
 # lesions, beside much simpler methods, and it shows the failures as openly as the successes. Measuring well is harder than it looks: the
@@ -121,7 +121,7 @@ def heal(slices, steps=10):
     options = dict(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), progress=False)
     volumes = (
         slices.scans if EVERY == 1 else None
-    )  # with every slice there, neighbours decide together (notebook 04)
+    )  # with every slice there, neighbours decide together (notebook 06)
     return pipe(slices.image, brain=slices.brain, volumes=volumes, **options)
 
 
@@ -436,7 +436,7 @@ pictures = dict(overlay=out_test.anomaly_map[cases], truth=test.lesion[cases])
 plotting.slice_grid(test.image[cases], titles, n, **pictures)
 
 # %% [markdown]
-# Ask of each failure: was the lesion *seen* but below the threshold? Not seen at all, because it is faint or smooth and does not look like noise (notebook 04, section 8)? Or is the map bright at other places?
+# Ask of each failure: was the lesion *seen* but below the threshold? Not seen at all, because it is faint or smooth and does not look like noise (notebook 06, section 8)? Or is the map bright at other places?
 # The kind of lesion matters too. An old stroke is as dark as fluid; a glioma in T1 is only a shade darker than the white matter around it.
 #
 # The other kind of failure is to find something in **healthy** people. Everything above the threshold is wrong there.

@@ -13,9 +13,9 @@
 # ---
 
 # %% [markdown]
-# # 06 · The paper and the code
+# # 08 · The paper and the code
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/06_paper_and_code.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/08_paper_and_code.ipynb)
 #
 # A method lives twice: as equations in a paper and as a program. The two are rarely the same. MAD-AD's paper
 # ([arXiv 2502.16943](https://arxiv.org/abs/2502.16943)) and its authors' published code differ in a handful of points, none of
@@ -96,7 +96,7 @@ Markdown(recipe_table())
 # (`RECIPES["authors"].denoiser`). Some rows are only larger or longer. The sections below take those rows where the *method* differs. The maps are those of the
 # shipped weights, at their own mask threshold.
 #
-# Notation, as in notebooks 03 to 05: $z_0$ is the clean latent, $z_t$ the partly noised one, $\varepsilon$ noise, $\ell$ the mask head's logit for a cell and $\hat M = \mathrm{sigmoid}(\ell)$ its chance of "noised",
+# Notation, as in notebooks 05 to 07: $z_0$ is the clean latent, $z_t$ the partly noised one, $\varepsilon$ noise, $\ell$ the mask head's logit for a cell and $\hat M = \mathrm{sigmoid}(\ell)$ its chance of "noised",
 # $\eta$ the randomness of the reverse process, $\gamma$ the value at which differences are clipped, AP the average precision.
 #
 # First some data: five simulated patients with strokes from small to large. From each we take every second slice that the lesion reaches.
@@ -406,7 +406,7 @@ assert not (WORK / "i_was_here").exists() and not (WORK / "imported").exists()
 # ## 11. What we follow, and what is the same
 #
 # Where the two differ, the default recipe `lite` takes the mask's polarity, the BCE and the squared difference to the scan from the **paper**, $\eta = 0.5$ and the cosine schedule of the learning rate
-# from the **code**; its own are the lesion-like regions in training, the weight of the score and the neighbouring slices that decide together (notebook 04). `--recipe paper` and `--recipe authors`
+# from the **code**; its own are the lesion-like regions in training, the weight of the score and the neighbouring slices that decide together (notebook 06). `--recipe paper` and `--recipe authors`
 # follow one of the two throughout.
 #
 # The same is all that we could compare with numbers which the authors' code (commit e76f546) computed on fixed inputs: the schedule, the masked

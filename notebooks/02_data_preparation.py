@@ -13,9 +13,9 @@
 # ---
 
 # %% [markdown]
-# # 01 · Data preparation: from scans to slices
+# # 02 · Data preparation: from scans to slices
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/01_data_preparation.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/02_data_preparation.ipynb)
 #
 # Two scanners, two hospitals, two people: their scans differ in size, in position, in brightness, even in the order in which
 # the voxels are stored. A network that is to learn what a *normal brain* looks like must not waste its strength on any of that.
@@ -557,7 +557,7 @@ assert found_scan.subject == "anna" and found_scan.lesion.name == "anna_t1_lesio
 # - Split by subject. Patients stay out of training.
 # - Look at a contact sheet of everything. Then let numbers look for what differs.
 #
-# **Next:** [02_latent_encoder](02_latent_encoder.ipynb) compresses these slices into latents.
+# **Next:** [03_latent_encoder](03_latent_encoder.ipynb) compresses these slices into latents.
 #
 # ## Exercises
 #

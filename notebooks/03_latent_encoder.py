@@ -13,9 +13,9 @@
 # ---
 
 # %% [markdown]
-# # 02 · The latent encoder: what it keeps and what it loses
+# # 03 · The latent encoder: what it keeps and what it loses
 #
-# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/02_latent_encoder.ipynb)
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/03_latent_encoder.ipynb)
 #
 # MAD-AD does not work on the pixels of a brain scan. A first network, an *autoencoder*, turns each slice into a small
 # stack of pictures, the **latent**, and can turn a latent back into a slice. The diffusion model of the next notebook
@@ -88,7 +88,7 @@ print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the C
 # %% [markdown]
 # ## 2. A few simulated subjects
 #
-# We write a small cohort as NIfTI files and cut it into slices, as notebook 01 explains: all on one grid, intensities in
+# We write a small cohort as NIfTI files and cut it into slices, as notebook 02 explains: all on one grid, intensities in
 # $[-1, 1]$, the median of the brain at 0 and the background at exactly $-1$. Subjects, not slices, are divided into
 # training, validation and test.
 
@@ -255,7 +255,7 @@ plotting.slice_grid(
 # %% [markdown]
 # The lesion (cyan outline) survives encoding and decoding. Good: an autoencoder for anomaly detection must be a faithful
 # *codec*, for healthy and for diseased tissue. (Other methods hope for the opposite, that the autoencoder fails on
-# lesions, and use its error as the anomaly score. Notebook 05 measures how well that works.) Ours is helped by a trick of
+# lesions, and use its error as the anomaly score. Notebook 07 measures how well that works.) Ours is helped by a trick of
 # its training: a share of the slices is given an arbitrary, random contrast, so that it has seen dark and bright
 # patches everywhere.
 #
@@ -310,7 +310,7 @@ pictures(
 
 # %% [markdown]
 # So a lesion in the slice is a *compact, strong change of a few latent cells*. That is exactly the kind of damage that
-# the forward process of MAD-AD imitates with noise (notebook 03), and it explains the name: **mask**ed diffusion.
+# the forward process of MAD-AD imitates with noise (notebook 05), and it explains the name: **mask**ed diffusion.
 #
 # ## 6. Not a point but a cloud: the posterior
 #
@@ -480,7 +480,7 @@ assert round(million, 1) == 83.6 and fold == 8
 # - A lesion changes few cells, and changes them much.
 # - Latents are scaled to unit spread, so that "half noise" means the same for every autoencoder.
 #
-# **Next:** [03_training](03_training.ipynb) noises these latents, patch by patch, and trains a network to find and undo it.
+# **Next:** [05_training](05_training.ipynb) noises these latents, patch by patch, and trains a network to find and undo it.
 #
 # ## Exercises
 #
