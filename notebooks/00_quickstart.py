@@ -72,9 +72,13 @@ FULL_SETTINGS = False  # True: scans with voxels of 1 mm
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 diffusers.utils.logging.disable_progress_bar()
-folder = tempfile.TemporaryDirectory()  # everything this notebook writes; removed when the kernel stops
+folder = (
+    tempfile.TemporaryDirectory()
+)  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)  # put a folder of yours here to keep the results
-print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+print(
+    f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+)
 print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the CPU does it all")
 
 # %% [markdown]
@@ -178,7 +182,10 @@ widgets.slice_browser(out, truth, index=k)
 # %%
 score, inside = out.anomaly_map[:, 0].numpy(), out.brain[:, 0].numpy()
 in_lesion, elsewhere = score[truth].mean(), score[inside & ~truth].mean()
-print("the mean score in the lesion is more than twice the one elsewhere:", bool(in_lesion > 2 * elsewhere))
+print(
+    "the mean score in the lesion is more than twice the one elsewhere:",
+    bool(in_lesion > 2 * elsewhere),
+)
 assert in_lesion > elsewhere
 
 # %% [markdown]
@@ -197,7 +204,9 @@ d = (out.healed - out.image) ** 2  # (N, 1, H, W)
 weight = torch.nn.functional.interpolate(
     out.mask_probability.amax(0), size=(H, W), mode="bilinear"
 )  # cells -> pixels
-a = ndimage.gaussian_filter((d.clamp(max=gamma) / gamma * weight).numpy(), sigma=(0, 0, sigma, sigma))
+a = ndimage.gaussian_filter(
+    (d.clamp(max=gamma) / gamma * weight).numpy(), sigma=(0, 0, sigma, sigma)
+)
 a = np.where(out.brain.numpy(), a, 0)
 print("gamma =", gamma, " sigma =", sigma, "pixels")
 assert np.allclose(a, out.anomaly_map.numpy(), atol=1e-5)
@@ -214,7 +223,9 @@ assert np.allclose(a, out.anomaly_map.numpy(), atol=1e-5)
 # lower one, chosen on validation subjects; and in a whole scan neighbouring slices decide together (notebook 06, section 9). Here is the first of the ten steps on our slice:
 
 # %%
-decoded = pipe.decode(out.trajectory[:, k])  # (S + 1, 1, H, W): the latent before each step, and the last
+decoded = pipe.decode(
+    out.trajectory[:, k]
+)  # (S + 1, 1, H, W): the latent before each step, and the last
 assert len(decoded) == S + 1
 plotting.reverse_step(out, k, 0, decoded)
 
@@ -224,9 +235,14 @@ plotting.reverse_step(out, k, 0, decoded)
 
 # %%
 touched = out.replaced.any(0)[:, 0].numpy()  # (N, h, w): replaced in at least one step
-lesion_cells = truth.reshape(N, h, 4, w, 4).mean((2, 4)) >= 0.5  # at least half of the cell is lesion
+lesion_cells = (
+    truth.reshape(N, h, 4, w, 4).mean((2, 4)) >= 0.5
+)  # at least half of the cell is lesion
 share_all, share_lesion = touched.mean(), touched[lesion_cells].mean()
-print("cells in the lesion are replaced more often than cells in general:", bool(share_lesion > share_all))
+print(
+    "cells in the lesion are replaced more often than cells in general:",
+    bool(share_lesion > share_all),
+)
 assert share_lesion > share_all
 untouched = ~touched[k]
 assert torch.equal(out.trajectory[-1, k][:, untouched], out.trajectory[0, k][:, untouched])
@@ -293,7 +309,9 @@ plotting.scan_report(out, "patient_T1w", truth=truth)
 healthy = simulate_subject(9102, spacing=spacing)
 save_nifti(healthy.images["t1"], WORK / "healthy_T1w.nii.gz")
 calm = pipe(WORK / "healthy_T1w.nii.gz", generator=torch.Generator().manual_seed(0), progress=False)
-level = {name: o.anomaly_map[o.brain].mean().item() for name, o in (("patient", out), ("healthy", calm))}
+level = {
+    name: o.anomaly_map[o.brain].mean().item() for name, o in (("patient", out), ("healthy", calm))
+}
 print("the healthy brain scores lower on average:", level["healthy"] < level["patient"])
 assert level["healthy"] < level["patient"]
 plotting.detection_figure(calm, int(calm.anomaly_map.sum((1, 2, 3)).argmax()))
@@ -313,7 +331,9 @@ plotting.detection_figure(calm, int(calm.anomaly_map.sum((1, 2, 3)).argmax()))
 # %%
 def one_slice(seed):
     generator = torch.Generator().manual_seed(seed)
-    return pipe(out.image[[k]], brain=out.brain[[k]], generator=generator, progress=False).anomaly_map
+    return pipe(
+        out.image[[k]], brain=out.brain[[k]], generator=generator, progress=False
+    ).anomaly_map
 
 
 first, again, other = one_slice(1), one_slice(1), one_slice(2)
@@ -362,7 +382,11 @@ plotting.slice_grid(mine.image[every], overlay=mine.anomaly_map[every], titles=h
 status = madad(["detect", str(scan), "--out", str(WORK / "results")])
 assert status == 0
 names = sorted(f.name for f in (WORK / "results").iterdir())
-assert names == ["patient_T1w_anomaly.nii.gz", "patient_T1w_healed.nii.gz", "patient_T1w_report.png"]
+assert names == [
+    "patient_T1w_anomaly.nii.gz",
+    "patient_T1w_healed.nii.gz",
+    "patient_T1w_report.png",
+]
 from_cli = nib.load(WORK / "results" / names[0])
 assert np.allclose(from_cli.get_fdata(), anomaly.get_fdata(), atol=1e-4)
 names
@@ -420,8 +444,13 @@ by_mask = None  # your answer: the output of the pipeline with score="mask"
 if by_mask is None:
     print("Exercise 2: not done yet")
 else:
-    expected = torch.nn.functional.interpolate(by_mask.mask_probability.mean(0), size=(H, W), mode="bilinear")
-    expected = ndimage.gaussian_filter(expected.numpy(), sigma=(0, 0, sigma, sigma)) * by_mask.brain.numpy()
+    expected = torch.nn.functional.interpolate(
+        by_mask.mask_probability.mean(0), size=(H, W), mode="bilinear"
+    )
+    expected = (
+        ndimage.gaussian_filter(expected.numpy(), sigma=(0, 0, sigma, sigma))
+        * by_mask.brain.numpy()
+    )
     assert np.allclose(by_mask.anomaly_map.numpy(), expected, atol=1e-3), (
         "this is not the mean predicted mask"
     )

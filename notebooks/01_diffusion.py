@@ -41,8 +41,9 @@
 # %%
 try:
     import madad_lite
-except ImportError:
-    # %pip install -q "madad-lite[notebooks,prep] @ git+https://github.com/madad-lite/madad-lite"
+except ImportError:  # as in Colab, where what is installed stays as it is
+    # !pip list --format=freeze > /tmp/installed.txt
+    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
     import madad_lite
 
 # %%
@@ -704,4 +705,3 @@ except NotImplementedError:
 # In section 10 the mask is the lesion and a pixel around it. Make it larger with `ndimage.binary_dilation(..., iterations=5)`. What happens to what is put into it, and how much of the healthy brain changes?
 # What does that say about a detector whose mask is too generous?
 #
-# Solutions: [solutions/01_diffusion](solutions/01_diffusion.ipynb).

@@ -81,7 +81,9 @@ from madad_lite.slices.folder import prepare_folder
 
 FULL_SETTINGS = False  # True: finer voxels, more subjects, all cores
 WORKERS = None if FULL_SETTINGS else 1
-folder = tempfile.TemporaryDirectory()  # everything this notebook writes; removed when the kernel stops
+folder = (
+    tempfile.TemporaryDirectory()
+)  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)
 print(f"madad_lite {madad_lite.__version__}, nibabel {nib.__version__}, numpy {np.__version__}")
 
@@ -103,7 +105,14 @@ scan = WORK / "subject_T1w.nii.gz"
 save_nifti(subject.images["t1"], scan)
 image = nib.load(scan)  # reads the header; the voxels come when they are asked for
 data, A = np.asarray(image.dataobj), image.affine
-print("array:", data.shape, " stored as", image.get_data_dtype(), " unit:", image.header.get_xyzt_units()[0])
+print(
+    "array:",
+    data.shape,
+    " stored as",
+    image.get_data_dtype(),
+    " unit:",
+    image.header.get_xyzt_units()[0],
+)
 
 ijk = np.array([10, 20, 30])
 xyz = (A @ [*ijk, 1])[:3]  # by hand
@@ -166,10 +175,21 @@ for seed, (site, spacing) in enumerate(spacings.items(), start=41):
 
 for path in sorted((WORK / "siteA" / f"sub-{normal + patients:04d}").rglob("*.nii.gz")):
     print(path.relative_to(WORK))
-people = list(csv.DictReader((WORK / "siteA" / "participants.tsv").read_text().splitlines(), delimiter="\t"))
-print([f"{person['participant_id']} {person['lesion']}" for person in people if person["group"] == "patient"])
+people = list(
+    csv.DictReader((WORK / "siteA" / "participants.tsv").read_text().splitlines(), delimiter="\t")
+)
+print(
+    [
+        f"{person['participant_id']} {person['lesion']}"
+        for person in people
+        if person["group"] == "patient"
+    ]
+)
 assert len(people) == normal + patients
-assert "simulated" in json.loads((WORK / "siteA" / "dataset_description.json").read_text())["Name"].lower()
+assert (
+    "simulated"
+    in json.loads((WORK / "siteA" / "dataset_description.json").read_text())["Name"].lower()
+)
 
 # %% [markdown]
 # ## 4. Registration: everybody in the same place
@@ -188,8 +208,12 @@ assert "simulated" in json.loads((WORK / "siteA" / "dataset_description.json").r
 
 # %%
 a, b = np.deg2rad(15), np.deg2rad(10)
-turn = np.array([[np.cos(a), -np.sin(a), 0, 20], [np.sin(a), np.cos(a), 0, -30], [0, 0, 1, 25], [0, 0, 0, 1]])
-nod = np.array([[1, 0, 0, 0], [0, np.cos(b), -np.sin(b), 0], [0, np.sin(b), np.cos(b), 0], [0, 0, 0, 1]])
+turn = np.array(
+    [[np.cos(a), -np.sin(a), 0, 20], [np.sin(a), np.cos(a), 0, -30], [0, 0, 1, 25], [0, 0, 0, 1]]
+)
+nod = np.array(
+    [[1, 0, 0, 0], [0, np.cos(b), -np.sin(b), 0], [0, np.sin(b), np.cos(b), 0], [0, 0, 0, 1]]
+)
 movement = nod @ turn  # mm -> mm
 askew = WORK / "askew_T1w.nii.gz"
 save_nifti(nib.Nifti1Image(data.astype(np.float32), movement @ A), askew)
@@ -233,8 +257,12 @@ print(f"overlap below 0.7 before: {before < 0.7}; above 0.9 after: {after > 0.9}
 assert before < 0.7 and after > 0.9
 
 points = apply_affine(A, np.argwhere(mask)[::200])  # some points of the brain, in mm
-distance = np.linalg.norm(apply_affine(T_askew @ movement, points) - apply_affine(T_straight, points), axis=1)
-print("askew and straight end at the same place, within 3 mm on average:", bool(distance.mean() < 3))
+distance = np.linalg.norm(
+    apply_affine(T_askew @ movement, points) - apply_affine(T_straight, points), axis=1
+)
+print(
+    "askew and straight end at the same place, within 3 mm on average:", bool(distance.mean() < 3)
+)
 assert distance.mean() < 3
 
 # %% [markdown]
@@ -256,7 +284,11 @@ assert distance.mean() < 3
 depth = ndimage.distance_transform_edt(~mask) * 2.0  # mm outside the brain
 level = np.median(data[mask])
 head = data.astype(np.float32)
-for (low, high), brightness in {(0, 5): 0.25, (5, 9): 0.15, (9, 15): 1.3}.items():  # fluid, bone, scalp
+for (low, high), brightness in {
+    (0, 5): 0.25,
+    (5, 9): 0.15,
+    (9, 15): 1.3,
+}.items():  # fluid, bone, scalp
     head[(depth > low) & (depth <= high)] = brightness * level
 noise = 0.03 * level * np.random.default_rng(0).standard_normal((2, *head.shape))
 head = np.hypot(head + noise[0], noise[1]).astype(np.float32)  # magnitude images have Rician noise
@@ -266,11 +298,15 @@ in_head = prepare_volume(WORK / "head_T1w.nii.gz")  # no constant background: wa
 found = return_to_scan(in_head.brain.astype(np.float32), in_head.geometry, order=0)
 dice = 2 * ((found.get_fdata() > 0.5) & mask).sum() / ((found.get_fdata() > 0.5).sum() + mask.sum())
 print(
-    "the template's brain overlaps the true one by more than 0.85, not perfectly:", bool(0.85 < dice < 0.99)
+    "the template's brain overlaps the true one by more than 0.85, not perfectly:",
+    bool(0.85 < dice < 0.99),
 )
 assert 0.85 < dice < 0.99
 heights = [24, 34, 44, 54, 64]  # axial slices of the scan
-rows = [volume.transpose(2, 1, 0)[heights, ::-1] for volume in (head / level - 1, found.get_fdata() > 0.5)]
+rows = [
+    volume.transpose(2, 1, 0)[heights, ::-1]
+    for volume in (head / level - 1, found.get_fdata() > 0.5)
+]
 plotting.slice_grid(rows[0], truth=rows[1], columns=5)
 
 # %% [markdown]
@@ -313,10 +349,20 @@ plotting.intensity_histogram([p.image for p in pair], [p.brain for p in pair], [
 
 # %%
 grid = Grid()
-print("voxel", grid.spacing, "mm; grid", grid.shape, "; lowest and highest slice at", grid.z_range, "mm")
+print(
+    "voxel",
+    grid.spacing,
+    "mm; grid",
+    grid.shape,
+    "; lowest and highest slice at",
+    grid.z_range,
+    "mm",
+)
 straight = prepare_volume(scan)
 n, height, width = straight.image.shape
-assert (height, width) == grid.shape[:2] and n <= grid.shape[2] and straight.image.dtype == np.float32
+assert (
+    (height, width) == grid.shape[:2] and n <= grid.shape[2] and straight.image.dtype == np.float32
+)
 assert (straight.brain.mean((1, 2)) >= 0.05).all()  # slices with less than 5 % brain are left out
 heights = [f"{grid.affine[2, 3] + grid.spacing * z:+.0f} mm" for z in straight.geometry.slice_index]
 plotting.slice_grid(straight.image[::4], titles=heights[::4], columns=6)
@@ -332,11 +378,15 @@ plotting.slice_grid(straight.image[::4], titles=heights[::4], columns=6)
 
 # %%
 options = dict(contrast="t1", fractions=(0.5, 0.25, 0.25), workers=WORKERS, progress=False)
-manifests = {s: prepare_folder(WORK / f"site{s}", WORK / f"prepared{s}", **options) for s in spacings}
+manifests = {
+    s: prepare_folder(WORK / f"site{s}", WORK / f"prepared{s}", **options) for s in spacings
+}
 for site, manifest in manifests.items():
     for split in ("train", "val", "test"):
         groups = [s["group"] for s in manifest.scans(split)]
-        print(f"site {site} {split:5}: {groups.count('normal')} normal, {groups.count('patient')} patients")
+        print(
+            f"site {site} {split:5}: {groups.count('normal')} normal, {groups.count('patient')} patients"
+        )
     assert not manifest.skipped and all(s["group"] == "normal" for s in manifest.scans("train"))
 
 entry = manifests["A"].scans("test")[-1]
@@ -352,7 +402,9 @@ assert array.shape == (entry["n_slices"], 96, 96) and array.dtype == np.float16
 # subject, and a check that nobody is in two splits belongs into every project.
 
 # %%
-one, two = (manifests["A"].array(s, "image").astype(float) for s in manifests["A"].scans("train")[:2])
+one, two = (
+    manifests["A"].array(s, "image").astype(float) for s in manifests["A"].scans("train")[:2]
+)
 middle = range(20, min(len(one), len(two)) - 20, 4)
 neighbour = np.mean([np.corrcoef(one[z].ravel(), one[z + 1].ravel())[0, 1] for z in middle])
 stranger = np.mean([np.corrcoef(one[z].ravel(), two[z].ravel())[0, 1] for z in middle])
@@ -372,7 +424,8 @@ print("nobody is in two splits")
 
 # %%
 kept = {
-    s["scan_id"]: WORK / "preparedA" / "scans" / s["scan_id"] / "image.npy" for s in manifests["A"].scans()
+    s["scan_id"]: WORK / "preparedA" / "scans" / s["scan_id"] / "image.npy"
+    for s in manifests["A"].scans()
 }
 times = {name: path.stat().st_mtime_ns for name, path in kept.items()}
 victim = manifests["A"].scans("val")[0]["scan_id"]
@@ -392,7 +445,10 @@ print("written again:", len(written), "of", len(kept))
 dataset = SliceDataset([WORK / "preparedA", WORK / "preparedB"], split="train")
 batch = next(iter(DataLoader(dataset, batch_size=8)))
 print(
-    "slices:", len(dataset), " batch:", {key: tuple(batch[key].shape) for key in ("image", "brain", "lesion")}
+    "slices:",
+    len(dataset),
+    " batch:",
+    {key: tuple(batch[key].shape) for key in ("image", "brain", "lesion")},
 )
 assert len(dataset) == sum(s["n_slices"] for m in manifests.values() for s in m.scans("train"))
 assert not batch["lesion"].any() and batch["image"].min() == -1
@@ -409,7 +465,11 @@ assert not batch["lesion"].any() and batch["image"].min() == -1
 upside_down, cut_off = data[:, :, ::-1].astype(np.float32), data.astype(np.float32)
 cut_off[:, :, data.shape[2] * 7 // 10 :] = 0
 checked = {
-    f"{site} {s['subject']}": (m.array(s, "image"), m.array(s, "brain"), s["geometry"]["slice_index"])
+    f"{site} {s['subject']}": (
+        m.array(s, "image"),
+        m.array(s, "brain"),
+        s["geometry"]["slice_index"],
+    )
     for site, m in manifests.items()
     for s in m.scans()
 }
@@ -418,7 +478,10 @@ for name, array in {"upside down": upside_down, "cut off": cut_off}.items():
     p = prepare_volume(WORK / f"{name}.nii.gz")
     checked[name] = (p.image, p.brain, list(p.geometry.slice_index))
 
-sheet = [im[index.index(k)] if k in index else np.full((96, 96), -1.0) for im, _, index in checked.values()]
+sheet = [
+    im[index.index(k)] if k in index else np.full((96, 96), -1.0)
+    for im, _, index in checked.values()
+]
 plotting.slice_grid(np.stack(sheet).astype(np.float32), titles=list(checked), columns=7)
 
 # %% [markdown]
@@ -434,17 +497,22 @@ def quality(pixels, brain, index):
     for place, z in enumerate(mni.geometry.slice_index):
         if z in index:
             volume[place] = pixels[index.index(z)]
-    return np.corrcoef(volume[mni.brain], mni.image[mni.brain])[0, 1], brain.sum() * grid.spacing**3 / 1000
+    return np.corrcoef(volume[mni.brain], mni.image[mni.brain])[
+        0, 1
+    ], brain.sum() * grid.spacing**3 / 1000
 
 
 values = np.array([quality(*c) for c in checked.values()])
 centre = np.median(values, axis=0)
-spread = 1.4826 * np.median(np.abs(values - centre), axis=0) + 0.02 * centre  # with a floor, for small groups
+spread = (
+    1.4826 * np.median(np.abs(values - centre), axis=0) + 0.02 * centre
+)  # with a floor, for small groups
 flagged = [name for name, row in zip(checked, values) if (np.abs(row - centre) > 5 * spread).any()]
 print("flagged:", flagged)
 assert flagged == ["upside down", "cut off"]
 plotting.compare_methods(
-    {n: {"agreement": a, "brain volume, L": v / 1000} for n, (a, v) in zip(checked, values)}, highlight="none"
+    {n: {"agreement": a, "brain volume, L": v / 1000} for n, (a, v) in zip(checked, values)},
+    highlight="none",
 )
 
 # %% [markdown]
@@ -470,14 +538,22 @@ overlap = 2 * (returned & lesion).sum() / (returned.sum() + lesion.sum())
 print("there and back the lesion overlaps itself by more than 0.8:", bool(overlap > 0.8))
 assert overlap > 0.8
 
-g = Geometry.from_dict(json.loads(json.dumps(prepared.geometry.to_dict())))  # stored as text, without loss
+g = Geometry.from_dict(
+    json.loads(json.dumps(prepared.geometry.to_dict()))
+)  # stored as text, without loss
 v = np.unravel_index(ndimage.distance_transform_edt(lesion).argmax(), lesion.shape)  # deep in it
-column, row, z = np.rint(apply_affine(np.linalg.inv(g.grid.affine) @ g.to_mni @ g.scan_affine, v)).astype(int)
-assert prepared.lesion[g.slice_index.index(z), 95 - row, column]  # rows run from the front to the back
+column, row, z = np.rint(
+    apply_affine(np.linalg.inv(g.grid.affine) @ g.to_mni @ g.scan_affine, v)
+).astype(int)
+assert prepared.lesion[
+    g.slice_index.index(z), 95 - row, column
+]  # rows run from the front to the back
 outlines = np.stack([lesion[..., v[2]], returned[..., v[2]]]).transpose(0, 2, 1)[:, ::-1]
 values = original.get_fdata()
 picture = np.clip(values[..., v[2]].T[::-1] / np.median(values[values > 0]) - 1, -1, 1)
-plotting.slice_grid(np.stack([picture] * 2), truth=outlines, titles=["true lesion", "there and back"])
+plotting.slice_grid(
+    np.stack([picture] * 2), truth=outlines, titles=["true lesion", "there and back"]
+)
 
 # %% [markdown]
 # ## 11. When something is wrong with a file
@@ -489,7 +565,12 @@ plotting.slice_grid(np.stack([picture] * 2), truth=outlines, titles=["true lesio
 # NBVAL_IGNORE_OUTPUT
 box, bad = np.zeros((20, 20, 20), np.float32), WORK / "bad"
 bad.mkdir()
-broken = {"constant": box, "with_nan": box + np.nan, "two_d": box[:, :, 0], "four_d": np.stack([box] * 3, -1)}
+broken = {
+    "constant": box,
+    "with_nan": box + np.nan,
+    "two_d": box[:, :, 0],
+    "four_d": np.stack([box] * 3, -1),
+}
 for name, array in broken.items():
     nib.save(nib.Nifti1Image(array, np.eye(4)), bad / f"{name}.nii.gz")
 (bad / "text.nii.gz").write_text("not a scan")
@@ -524,7 +605,8 @@ assert all(Path(file).name in reason for file, reason in mixed.skipped)
 names = {
     "ixi": ["IXI002-Guys-0828-T1.nii.gz"],
     "brats": [
-        f"BraTS2021_00000/BraTS2021_00000_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")
+        f"BraTS2021_00000/BraTS2021_00000_{part}.nii.gz"
+        for part in ("t1", "t1ce", "t2", "flair", "seg")
     ],
     "plain": ["anna_t1.nii.gz", "anna_t1_lesion.nii.gz"],
 }
@@ -600,7 +682,9 @@ if change_mean is None or change_median is None:
     print("Exercise 2: not done yet")
 else:
     sick = np.asarray(implant_lesion(image, subject.brain, seed=1, volume_ml=60)[0].dataobj)
-    assert abs(change_mean - (sick[mask].mean() / data[mask].mean() - 1)) < 1e-3, "not the change of the mean"
+    assert abs(change_mean - (sick[mask].mean() / data[mask].mean() - 1)) < 1e-3, (
+        "not the change of the mean"
+    )
     assert abs(change_median - (np.median(sick[mask]) / np.median(data[mask]) - 1)) < 1e-3, (
         "not the change of the median"
     )

@@ -64,7 +64,14 @@ import torch
 import torch.nn.functional as F
 
 from madad_lite import plotting
-from madad_lite.autoencoder import decode, downsampling, encode, make_autoencoder, measure_scaling, posterior
+from madad_lite.autoencoder import (
+    decode,
+    downsampling,
+    encode,
+    make_autoencoder,
+    measure_scaling,
+    posterior,
+)
 from madad_lite.evaluation.compare import load_split
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
@@ -80,9 +87,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 240  # of the small training on a CPU, about a minute
 
 diffusers.utils.logging.disable_progress_bar()
-folder = tempfile.TemporaryDirectory()  # everything this notebook writes; removed when the kernel stops
+folder = (
+    tempfile.TemporaryDirectory()
+)  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)
-print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+print(
+    f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+)
 print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the CPU does it all")
 
 # %% [markdown]
@@ -96,7 +107,9 @@ print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the C
 DATA = WORK / "prepared"
 cohort = write_cohort(WORK / "cohort", normal=6, patients=0, seed=11, progress=False)
 manifest = prepare_folder(cohort, DATA, contrast="t1", progress=False)
-subjects = {split: {scan["subject"] for scan in manifest.scans(split)} for split in ("train", "val", "test")}
+subjects = {
+    split: {scan["subject"] for scan in manifest.scans(split)} for split in ("train", "val", "test")
+}
 print({split: len(names) for split, names in subjects.items()}, "subjects")
 assert not manifest.skipped
 assert not subjects["train"] & subjects["test"] and not subjects["train"] & subjects["val"]
@@ -150,7 +163,9 @@ def pictures(images, titles, **options):
     size = (2.3 * len(images) + 0.6, 2.5)
     fig, axes = plt.subplots(1, len(images), figsize=size, layout="constrained", squeeze=False)
     for ax, image, title in zip(axes[0], images, titles, strict=True):
-        drawn = ax.imshow(np.squeeze(np.asarray(image)), **{"cmap": "gray", "vmin": -1, "vmax": 1, **options})
+        drawn = ax.imshow(
+            np.squeeze(np.asarray(image)), **{"cmap": "gray", "vmin": -1, "vmax": 1, **options}
+        )
         ax.set_title(title, fontsize=9)
         ax.axis("off")
     fig.colorbar(drawn, ax=axes, shrink=0.8)
@@ -160,7 +175,9 @@ def pictures(images, titles, **options):
 
 k = shown[1]
 error = reconstruction - x0
-pictures([x0[k], reconstruction[k], 5 * error[k]], ["slice", "reconstruction", "error, 5 times enlarged"])
+pictures(
+    [x0[k], reconstruction[k], 5 * error[k]], ["slice", "reconstruction", "error, 5 times enlarged"]
+)
 
 # %% [markdown]
 # One number for this is the **peak signal-to-noise ratio**, in decibel. Our intensities span $[-1, 1]$, so the peak
@@ -186,7 +203,9 @@ def shrunk(side):
 
 
 shipped_psnr = psnr(reconstruction, x0, brain)
-assert abs(shipped_psnr - package_psnr(reconstruction, x0, brain)) < 1e-3  # the package computes the same
+assert (
+    abs(shipped_psnr - package_psnr(reconstruction, x0, brain)) < 1e-3
+)  # the package computes the same
 assert shipped_psnr > psnr(shrunk(24), x0, brain) + 3  # less than half the squared error
 quality = {"autoencoder": shipped_psnr}
 quality |= {f"shrunk to {n} x {n}": psnr(shrunk(n), x0, brain) for n in (24, 48)}
@@ -205,7 +224,9 @@ plotting.compare_methods({name: {"PSNR (dB)": value} for name, value in quality.
 # %%
 dy, dx = torch.gradient(x0, dim=(2, 3))
 steepness = (dx**2 + dy**2).sqrt()
-cuts = torch.quantile(steepness[brain][::7], torch.linspace(0, 1, 6)).tolist()  # borders of five equal groups
+cuts = torch.quantile(
+    steepness[brain][::7], torch.linspace(0, 1, 6)
+).tolist()  # borders of five equal groups
 edges = ["flat", "", "", "", "steep"]
 groups = [brain & (steepness >= low) & (steepness < high) for low, high in zip(cuts[:-1], cuts[1:])]
 tissues = {"fluid": (-1.0, -0.5), "grey\nmatter": (-0.5, 0.0), "white\nmatter": (0.0, 1.0)}
@@ -233,13 +254,19 @@ fig
 # %%
 scan = Path(manifest.scans("test")[0]["source"])
 mask_file = next(scan.parent.glob("*desc-brain_mask.nii.gz"))
-changed, true_lesion = implant_lesion(load_volume(scan), load_volume(mask_file), seed=3, volume_ml=20)
+changed, true_lesion = implant_lesion(
+    load_volume(scan), load_volume(mask_file), seed=3, volume_ml=20
+)
 save_nifti(changed, WORK / "stroke_T1w.nii.gz")
 save_nifti(true_lesion, WORK / "stroke_mask.nii.gz")
 before = pipe.prepare(scan, brain=mask_file)
-after = pipe.prepare(WORK / "stroke_T1w.nii.gz", brain=mask_file, lesion=WORK / "stroke_mask.nii.gz")
+after = pipe.prepare(
+    WORK / "stroke_T1w.nii.gz", brain=mask_file, lesion=WORK / "stroke_mask.nii.gz"
+)
 n = int(after.lesion.sum((1, 2)).argmax())  # the slice with most lesion
-pair = torch.from_numpy(np.stack([before.image[n], after.image[n]]))[:, None]  # (2, 1, H, W): without, with
+pair = torch.from_numpy(np.stack([before.image[n], after.image[n]]))[
+    :, None
+]  # (2, 1, H, W): without, with
 lesion = torch.from_numpy(after.lesion[n])  # (H, W)
 decoded = pipe.decode(pipe.encode(pair))
 darker = [(x[0] - x[1])[0][lesion].mean() for x in (pair, decoded)]  # by the stroke: truth, decoded
@@ -281,7 +308,9 @@ i = j = z0.shape[2] // 2  # the cell in the middle
 x = x0[k][None].clone().requires_grad_()
 posterior(autoencoder, x).mode()[0, :, i, j].abs().sum().backward()
 influence = x.grad[0, 0].abs()
-side = slice(max(0, (i - 2) * f), (i + 3) * f)  # the cell itself and two cells on each side: 5 x 5 cells
+side = slice(
+    max(0, (i - 2) * f), (i + 3) * f
+)  # the cell itself and two cells on each side: 5 x 5 cells
 share = influence[side, side].sum() / influence.sum()
 assert share > 0.5
 pictures([x0[k], 2 * influence / influence.max() - 1], ["slice", "pixels that one cell sees"])
@@ -299,13 +328,21 @@ pictures([x0[k], 2 * influence / influence.max() - 1], ["slice", "pixels that on
 # %%
 z_before, z_after = pipe.encode(pair)
 d = (z_after - z_before).square().sum(0).sqrt()  # (h, w)
-covered = F.avg_pool2d(lesion[None, None].float(), f)[0, 0]  # (h, w), the lesion's share of each cell
+covered = F.avg_pool2d(lesion[None, None].float(), f)[
+    0, 0
+]  # (h, w), the lesion's share of each cell
 near = F.max_pool2d(covered[None], 5, stride=1, padding=2)[0] > 0  # within two cells of the lesion
 in_lesion, far = d[covered > 0.5].mean(), d[~near].mean()
-print("cells in the lesion change more than five times as much as distant ones:", bool(in_lesion > 5 * far))
+print(
+    "cells in the lesion change more than five times as much as distant ones:",
+    bool(in_lesion > 5 * far),
+)
 assert in_lesion > 3 * far
 pictures(
-    [covered, d / d.max()], ["lesion's share of each cell", "change of the latent"], vmin=0, cmap="viridis"
+    [covered, d / d.max()],
+    ["lesion's share of each cell", "change of the latent"],
+    vmin=0,
+    cmap="viridis",
 )
 
 # %% [markdown]
@@ -379,7 +416,8 @@ with torch.no_grad():
 s = 1 / raw.std()
 stored = autoencoder.config.scaling_factor
 print(
-    "the shipped scaling, measured on other subjects, fits these to a fifth:", bool(abs(s / stored - 1) < 0.2)
+    "the shipped scaling, measured on other subjects, fits these to a fifth:",
+    bool(abs(s / stored - 1) < 0.2),
 )
 assert abs((stored * raw).std() - 1) < 0.25
 assert abs(measure_scaling(autoencoder, train.image.split(32)) / s - 1) < 1e-3
@@ -400,7 +438,9 @@ assert abs(measure_scaling(autoencoder, train.image.split(32)) / s - 1) < 1e-3
 # %%
 # NBVAL_IGNORE_OUTPUT
 lite, paper = (RECIPES[name].autoencoder for name in ("lite", "paper"))
-if FULL_SETTINGS:  # as in the paper, but 3 passes, not 100, and 4 slices at once, which a T4 can hold
+if (
+    FULL_SETTINGS
+):  # as in the paper, but 3 passes, not 100, and 4 slices at once, which a T4 can hold
     data = WORK / "prepared_large"
     larger = write_cohort(WORK / "cohort_large", normal=24, patients=0, spacing=1.0, seed=12)
     prepare_folder(larger, data, contrast="t1", grid=Grid(spacing=1.0, size=256))
@@ -498,7 +538,9 @@ wrong_std = None  # your answer, computed from raw
 if wrong_std is None:
     print("Exercise 1: not done yet")
 else:
-    assert abs(float(wrong_std) - float(0.18215 / s)) < 1e-3, "scale raw, then take its standard deviation"
+    assert abs(float(wrong_std) - float(0.18215 / s)) < 1e-3, (
+        "scale raw, then take its standard deviation"
+    )
     print(f"Exercise 1: right. The noise would be {'too strong' if wrong_std < 1 else 'too weak'}.")
 
 # %% [markdown]
@@ -527,7 +569,9 @@ else:
     pushed[:, :, i, j] += 2.0
     change = (pipe.decode(pushed) - pipe.decode(z0[[k]]))[0, 0].abs()
     assert abs(float(drawn_share) - float(change[side, side].sum() / change.sum())) < 1e-2
-    print("Exercise 2: right. A changed cell changes the slice where the cell is, and little elsewhere.")
+    print(
+        "Exercise 2: right. A changed cell changes the slice where the cell is, and little elsewhere."
+    )
 
 # %% [markdown]
 # <details><summary>Solution</summary>

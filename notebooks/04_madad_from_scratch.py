@@ -43,8 +43,9 @@
 # %%
 try:
     import madad_lite
-except ImportError:
-    # %pip install -q "madad-lite[notebooks,prep] @ git+https://github.com/madad-lite/madad-lite"
+except ImportError:  # as in Colab, where what is installed stays as it is
+    # !pip list --format=freeze > /tmp/installed.txt
+    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
     import madad_lite
 
 # %% [markdown]
@@ -809,4 +810,3 @@ except NotImplementedError:
 # Repeat section 6 with blocks of 1 × 1, 2 × 2 and 8 × 8 cells, and with $t = 3$ in place of 9. When does the network stop finding the block, and why is a
 # faint block of one cell so much harder than a strong one of sixty-four?
 #
-# Solutions: [solutions/04_madad_from_scratch](solutions/04_madad_from_scratch.ipynb).

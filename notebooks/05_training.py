@@ -88,9 +88,13 @@ STEPS = 200  # of the small training on a CPU, about a minute
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 diffusers.utils.logging.disable_progress_bar()
-folder = tempfile.TemporaryDirectory()  # everything this notebook writes; removed when the kernel stops
+folder = (
+    tempfile.TemporaryDirectory()
+)  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)
-print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+print(
+    f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+)
 print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the CPU does it all")
 
 # %% [markdown]
@@ -100,12 +104,18 @@ print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the C
 
 # %%
 DATA = WORK / "prepared"
-cohort = write_cohort(WORK / "cohort", normal=24 if FULL_SETTINGS else 6, patients=0, seed=21, progress=False)
+cohort = write_cohort(
+    WORK / "cohort", normal=24 if FULL_SETTINGS else 6, patients=0, seed=21, progress=False
+)
 manifest = prepare_folder(cohort, DATA, contrast="t1", progress=False)
 assert {scan["group"] for scan in manifest.scans()} == {"normal"}
 train_slices, val_slices = SliceDataset(DATA, "train"), SliceDataset(DATA, "val", lesion_free=True)
-assert not set(train_slices.subjects) & set(val_slices.subjects)  # divided by subject, never by slice
-plotting.slice_grid(torch.stack([train_slices[i]["image"] for i in range(5, len(train_slices), 40)]))
+assert not set(train_slices.subjects) & set(
+    val_slices.subjects
+)  # divided by subject, never by slice
+plotting.slice_grid(
+    torch.stack([train_slices[i]["image"] for i in range(5, len(train_slices), 40)])
+)
 
 # %% [markdown]
 # The diffusion network never sees these pixels. Each slice is encoded **once**, and what is stored is the encoder's
@@ -116,14 +126,18 @@ plotting.slice_grid(torch.stack([train_slices[i]["image"] for i in range(5, len(
 # %%
 pipe = MadAdPipeline.from_pretrained("t1").to(DEVICE)
 lite, paper = (RECIPES[name].denoiser for name in ("lite", "paper"))
-if FULL_SETTINGS:  # as in the paper, but batches of 24, not 96, and 40 passes, not 300, for the sake of a T4
+if (
+    FULL_SETTINGS
+):  # as in the paper, but batches of 24, not 96, and 40 passes, not 300, for the sake of a T4
     config = configured(paper, batch_size=24, epochs=40, validate_every=200)
 else:
     brief = {"steps": STEPS, "validate_every": STEPS // 4, "batch_size": 16, "ema_decay": 0.98}
     config = configured(
         lite, variants=2, corruption_share=0.0, last_step_share=0.0, **brief
     )  # as in the paper
-CACHE = encode_latents(DATA, pipe.autoencoder, WORK / "denoiser" / "latents", config, progress=False)
+CACHE = encode_latents(
+    DATA, pipe.autoencoder, WORK / "denoiser" / "latents", config, progress=False
+)
 train, val = LatentDataset(CACHE, "train"), LatentDataset(CACHE, "val")
 print({name: tuple(x.shape) for name, x in train[0].items()})
 assert len(train) == config.variants * len(train_slices) and len(val) == len(val_slices)
@@ -148,7 +162,9 @@ item = val_slices[len(val_slices) // 2]
 x0, brain = item["image"][None], item["brain"][None]  # (1, 1, H, W)
 size = tuple(val[0]["mean"].shape[1:])  # (h, w)
 cells = brain_cells(brain, size, config.brain_fraction, config.brain_block)  # (1, 1, h, w) bool
-print(f"{size[0]} x {size[1]} cells; a cell counts as brain from {config.brain_fraction:.0%} brain pixels on")
+print(
+    f"{size[0]} x {size[1]} cells; a cell counts as brain from {config.brain_fraction:.0%} brain pixels on"
+)
 
 generator = torch.Generator().manual_seed(0)
 masks = torch.cat([random_patch_mask(1, size, brain=cells, generator=generator) for _ in range(12)])
@@ -200,7 +216,9 @@ plotting.schedule(scheduler)
 
 # %%
 z0 = pipe.encode(x0)  # (1, C, h, w)
-M = random_patch_mask(1, size, brain=cells, generator=generator, sides=(4,), side_probabilities=(1.0,))
+M = random_patch_mask(
+    1, size, brain=cells, generator=generator, sides=(4,), side_probabilities=(1.0,)
+)
 eps = torch.randn(z0.shape, generator=generator)  # (1, C, h, w)
 t = torch.tensor([6])
 
@@ -208,9 +226,13 @@ noised = abar[t].sqrt() * z0 + (1 - abar[t]).sqrt() * eps  # (1, C, h, w)
 z_t = M * noised + (1 - M) * z0  # (1, C, h, w); M has one channel and applies to all C
 
 assert torch.allclose(z_t, masked_forward(z0, eps, M, t, scheduler), atol=1e-6)
-assert torch.equal(z_t[(M == 0).expand_as(z_t)], z0[(M == 0).expand_as(z0)])  # untouched, to the last bit
+assert torch.equal(
+    z_t[(M == 0).expand_as(z_t)], z0[(M == 0).expand_as(z0)]
+)  # untouched, to the last bit
 levels = [0, 2, 4, 6, 8, 9]
-z_all = torch.cat([masked_forward(z0, eps, M, torch.tensor([level]), scheduler) for level in levels])
+z_all = torch.cat(
+    [masked_forward(z0, eps, M, torch.tensor([level]), scheduler) for level in levels]
+)
 assert ((z_all - z0).square().mean((1, 2, 3)).diff() > 0).all()  # further and further away
 plotting.forward_process(pipe.decode(z_all), levels, mask=M, original=x0)
 
@@ -288,7 +310,9 @@ ax.set(xlabel=r"logit $\ell$ of a noised cell", ylabel="push towards 'noised'")
 ax.legend(frameon=False)
 plt.close(fig)
 wrong = 0  # ell = -8: quite sure, and wrong
-assert push["BCE (paper)"][wrong] > 0.99 and push["MSE of the sigmoid (authors' code)"][wrong] < 0.01
+assert (
+    push["BCE (paper)"][wrong] > 0.99 and push["MSE of the sigmoid (authors' code)"][wrong] < 0.01
+)
 fig
 
 # %% [markdown]
@@ -302,9 +326,15 @@ fig
 
 # %%
 def training_loss(model, batch, generator):
-    mean, std, cells = batch["mean"], batch["std"], batch["brain"]  # (N, C, h, w) twice, (N, 1, h, w)
+    mean, std, cells = (
+        batch["mean"],
+        batch["std"],
+        batch["brain"],
+    )  # (N, C, h, w) twice, (N, 1, h, w)
     z0 = mean + std * torch.randn(mean.shape, generator=generator)  # a sample of the posterior
-    M = random_patch_mask(len(z0), tuple(z0.shape[2:]), brain=cells, generator=generator)  # (N, 1, h, w)
+    M = random_patch_mask(
+        len(z0), tuple(z0.shape[2:]), brain=cells, generator=generator
+    )  # (N, 1, h, w)
     eps = torch.randn(z0.shape, generator=generator)
     t = torch.randint(T, (len(z0),), generator=generator)  # every slice its own noise level
     z_t = masked_forward(z0, eps, M, t, scheduler)  # (N, C, h, w)
@@ -371,7 +401,9 @@ tiny = dataclasses.replace(
 
 
 def start(name, resume=False):
-    shutil.copytree(CACHE, WORK / name / "latents", dirs_exist_ok=True)  # same latents: spare the encoding
+    shutil.copytree(
+        CACHE, WORK / name / "latents", dirs_exist_ok=True
+    )  # same latents: spare the encoding
     return train_denoiser(DATA, pipe.autoencoder, WORK / name, tiny, resume=resume, progress=False)
 
 
@@ -417,7 +449,12 @@ assert equal
 # %%
 paper, authors = RECIPES["paper"].denoiser, RECIPES["authors"].denoiser
 assert (paper.size, paper.epochs, paper.batch_size, paper.learning_rate) == ("L", 300, 96, 5e-4)
-assert (authors.mask_loss, authors.epochs, authors.learning_rate, authors.dropout) == ("mse", 200, 4e-5, 0.4)
+assert (authors.mask_loss, authors.epochs, authors.learning_rate, authors.dropout) == (
+    "mse",
+    200,
+    4e-5,
+    0.4,
+)
 Markdown(recipe_table())
 
 # %% [markdown]
@@ -459,7 +496,9 @@ cells_val = torch.from_numpy(val.arrays["brain"].copy())  # (N, 1, h, w)
 def examine(model, t):
     """AUROC of the mask head and squared error on the noised cells, at level t."""
     generator = torch.Generator().manual_seed(t)
-    M = torch.cat([random_patch_mask(1, size, brain=c[None], generator=generator) for c in cells_val])
+    M = torch.cat(
+        [random_patch_mask(1, size, brain=c[None], generator=generator) for c in cells_val]
+    )
     eps, t = torch.randn(z_val.shape, generator=generator), torch.full((len(M),), t)
     z_t = masked_forward(z_val, eps, M, t, scheduler)
     z0_hat, logits = (x.cpu() for x in model(z_t.to(DEVICE), t.to(DEVICE)))
@@ -469,21 +508,29 @@ def examine(model, t):
 
 trained = Denoiser.from_pretrained(run / "best").to(DEVICE).eval()
 models = {"untrained": untrained, "yours": trained, "shipped": pipe.denoiser.eval()}
-answers = {name: np.array([examine(model, t) for t in range(T)]).T for name, model in models.items()}
+answers = {
+    name: np.array([examine(model, t) for t in range(T)]).T for name, model in models.items()
+}
 
 # %% [markdown]
 # The noise of each level is a task of its own, so we draw both answers against $t$.
 
 # %%
-ignorant = z_val.movedim(1, -1)[cells_val[:, 0]].var(0).mean().item()  # always the mean latent of brain
+ignorant = (
+    z_val.movedim(1, -1)[cells_val[:, 0]].var(0).mean().item()
+)  # always the mean latent of brain
 fig, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 for name, (auroc, error) in answers.items():
     axes[0].plot(error, "o-", ms=4, label=name)
     axes[1].plot(auroc, "o-", ms=4, label=name)
 axes[0].axhline(ignorant, color="0.6", ls=":", label="always the mean")
 axes[1].axhline(0.5, color="0.6", ls=":", label="guessing")
-axes[0].set(xlabel="noise level t", ylabel="error on the noised cells", ylim=(0, 1), xticks=range(T))
-axes[1].set(xlabel="noise level t", ylabel="AUROC of the mask head", ylim=(0.3, 1.02), xticks=range(T))
+axes[0].set(
+    xlabel="noise level t", ylabel="error on the noised cells", ylim=(0, 1), xticks=range(T)
+)
+axes[1].set(
+    xlabel="noise level t", ylabel="AUROC of the mask head", ylim=(0.3, 1.02), xticks=range(T)
+)
 for ax in axes:
     ax.legend(frameon=False, fontsize=8)
 plt.close(fig)
@@ -564,7 +611,9 @@ if M_all is None:
     print("Exercise 2: not done yet")
 else:
     plain = scheduler.add_noise(z0, eps, t)
-    assert torch.allclose(masked_forward(z0, eps, M_all, t, scheduler), plain), "every cell should be noised"
+    assert torch.allclose(masked_forward(z0, eps, M_all, t, scheduler), plain), (
+        "every cell should be noised"
+    )
     print("Exercise 2: right. And what would the mask head learn from such masks?")
 
 # %% [markdown]

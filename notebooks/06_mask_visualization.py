@@ -76,9 +76,13 @@ FULL_SETTINGS = False  # True: more patients and slices in section 7; better wit
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 diffusers.utils.logging.disable_progress_bar()
-folder = tempfile.TemporaryDirectory()  # everything this notebook writes; removed when the kernel stops
+folder = (
+    tempfile.TemporaryDirectory()
+)  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)
-print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+print(
+    f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+)
 print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the CPU does it all")
 
 # %% [markdown]
@@ -112,7 +116,9 @@ assert patient.lesion.any() and not healthy.lesion.any()
 k = int(patient.lesion.sum((1, 2)).argmax())
 height = patient.geometry.slice_index[k]
 k_healthy = healthy.geometry.slice_index.index(height)
-x_sick, b_sick = (torch.from_numpy(a[[k]])[:, None] for a in (patient.image, patient.brain))  # (1, 1, H, W)
+x_sick, b_sick = (
+    torch.from_numpy(a[[k]])[:, None] for a in (patient.image, patient.brain)
+)  # (1, 1, H, W)
 x_well, b_well = (torch.from_numpy(a[[k_healthy]])[:, None] for a in (healthy.image, healthy.brain))
 truth = torch.from_numpy(patient.lesion[k])  # (H, W), where the stroke really is
 slices = torch.cat([x_sick, x_well])
@@ -158,7 +164,10 @@ damage, left = ((z - z_well)[block].square().mean() for z in (z_noised, z_healed
 print("found and noised cells agree, Dice above 0.9:", overlap > 0.9)
 print("less than a third of the damage is left:", bool(left < damage / 3))
 assert cells_well[M.bool()].all() and overlap > 0.8 and left < damage / 2
-pictures, nothing = pipe.decode(torch.cat([z_well, z_noised, z_noised, z_healed]))[:, 0], torch.zeros_like(M)
+pictures, nothing = (
+    pipe.decode(torch.cat([z_well, z_noised, z_noised, z_healed]))[:, 0],
+    torch.zeros_like(M),
+)
 titles = ["healthy, decoded", "M: noised", "M-hat: found", "healed"]
 plotting.mask_examples(torch.cat([nothing, M, found, nothing]), images=pictures, titles=titles)
 
@@ -184,7 +193,11 @@ def cells_of(brain, lesion):
 z_sick = pipe.encode(x_sick)
 stroke, other = cells_of(b_sick, truth[None, None])
 p_sick, p_noised = ask(z_sick, 9)[1][:, 0], ask(z_noised, 9)[1]
-groups = {"noised block": p_noised[M.bool()], "stroke": p_sick[stroke], "other brain": p_sick[other]}
+groups = {
+    "noised block": p_noised[M.bool()],
+    "stroke": p_sick[stroke],
+    "other brain": p_sick[other],
+}
 mean_p = {name: p.mean().item() for name, p in groups.items()}
 assert mean_p["noised block"] > 0.5 and mean_p["stroke"] > 5 * mean_p["other brain"]
 
@@ -203,7 +216,8 @@ ax.invert_yaxis()
 fig.legend(frameon=False, loc="outside upper center", ncols=2, fontsize=8)
 plt.close(fig)
 print(
-    "the stroke is more than twice as suspicious as the rest:", mean_p["stroke"] > 2 * mean_p["other brain"]
+    "the stroke is more than twice as suspicious as the rest:",
+    mean_p["stroke"] > 2 * mean_p["other brain"],
 )
 print("the network would bet on it (above one half):", mean_p["stroke"] > 0.5)
 fig
@@ -265,8 +279,12 @@ out = pipe(x_sick, brain=b_sick, generator=torch.Generator().manual_seed(0), pro
 assert torch.allclose(out.trajectory[-1], by_hand, atol=1e-2)  # what we computed by hand
 assert torch.equal(out.trajectory[0], z_sick)  # it starts from the scan itself: nothing was noised
 assert out.timesteps.tolist() == list(range(9, -1, -1))
-inside, elsewhere = (out.anomaly_map[0, 0][where].mean() for where in (truth, b_sick[0, 0] & ~truth))
-print("the score is more than twice as high in the stroke as elsewhere:", bool(inside > 2 * elsewhere))
+inside, elsewhere = (
+    out.anomaly_map[0, 0][where].mean() for where in (truth, b_sick[0, 0] & ~truth)
+)
+print(
+    "the score is more than twice as high in the stroke as elsewhere:", bool(inside > 2 * elsewhere)
+)
 assert inside > 1.5 * elsewhere
 plotting.detection_figure(out, 0, truth)
 
@@ -326,7 +344,12 @@ for ax, o, name in zip(axes, (out, calm), ("0.5", "0")):
     p = o.mask_probability[:, 0, 0]  # (S, h, w)
     ax.plot(o.timesteps, p[:, stroke[0]].mean(1), "o-", label="stroke")
     ax.plot(o.timesteps, p[:, other[0]].mean(1), "s--", label="other brain")
-    ax.set(title=rf"$\eta$ = {name}", xlabel="t, from left to right", xticks=range(10), ylim=(-0.02, 1.02))
+    ax.set(
+        title=rf"$\eta$ = {name}",
+        xlabel="t, from left to right",
+        xticks=range(10),
+        ylim=(-0.02, 1.02),
+    )
     ax.invert_xaxis()
 axes[0].set_ylabel("mean probability of 'noised'")
 axes[0].legend(frameon=False)
@@ -371,7 +394,9 @@ x, brain, lesion = (torch.from_numpy(np.stack(a))[:, None] for a in arrays)  # (
 
 def heal(**options):
     """The pipeline on these slices, always with the same random numbers."""
-    return pipe(x, brain=brain, generator=torch.Generator().manual_seed(0), progress=False, **options)
+    return pipe(
+        x, brain=brain, generator=torch.Generator().manual_seed(0), progress=False, **options
+    )
 
 
 def best_dice(o):
@@ -413,7 +438,9 @@ fig
 def spread(eta, seeds=4):
     """Standard deviation of the healed slice over several runs, where the lesion is largest; (H, W)."""
     draws = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
-    runs = [pipe(x[[0]], brain=brain[[0]], eta=eta, generator=g, progress=False).healed for g in draws]
+    runs = [
+        pipe(x[[0]], brain=brain[[0]], eta=eta, generator=g, progress=False).healed for g in draws
+    ]
     return torch.cat(runs).std(0)[0]
 
 
@@ -455,9 +482,13 @@ disc = (distance < 8).float()
 grain = torch.randn(96, 96, generator=torch.Generator().manual_seed(0))
 shapes = {"sharp": disc, "smooth": torch.exp(-0.5 * (distance / 8) ** 2), "grain": disc * grain}
 strengths = torch.tensor([0.0, 0.1, 0.2, 0.4, 0.6, 0.8]).view(-1, 1, 1, 1)
-painted = {name: (x_well - strengths * shape * b_well).clamp(-1, 1) for name, shape in shapes.items()}
+painted = {
+    name: (x_well - strengths * shape * b_well).clamp(-1, 1) for name, shape in shapes.items()
+}
 titles = [f"{name}, {strength}" for name in painted for strength in (0.2, 0.6)]
-plotting.slice_grid(torch.cat([images[[2, 4]] for images in painted.values()]), titles=titles, columns=6)
+plotting.slice_grid(
+    torch.cat([images[[2, 4]] for images in painted.values()]), titles=titles, columns=6
+)
 
 # %% [markdown]
 # What does the network say about the middle of each disc, in the first step?
@@ -505,7 +536,11 @@ x_volume, b_volume, l_volume = (
 def heal_volume(volumes=None):
     """Each slice alone, or with the volume that each belongs to: then neighbours decide together."""
     return pipe(
-        x_volume, brain=b_volume, volumes=volumes, generator=torch.Generator().manual_seed(0), progress=False
+        x_volume,
+        brain=b_volume,
+        volumes=volumes,
+        generator=torch.Generator().manual_seed(0),
+        progress=False,
     )
 
 
@@ -521,7 +556,9 @@ scores = {
     how: metrics.average_precision(o.anomaly_map, l_volume, b_volume)
     for how, o in (("alone", alone), ("together", together))
 }
-print("average precision over these slices:", {how: round(value, 2) for how, value in scores.items()})
+print(
+    "average precision over these slices:", {how: round(value, 2) for how, value in scores.items()}
+)
 moved = together.replaced.any(0) != alone.replaced.any(0)
 assert moved.any()
 
@@ -558,7 +595,9 @@ if everything is None:
     print("Exercise 1: not done yet")
 else:
     assert everything.replaced.all(), "some cells were left alone"
-    print("Exercise 1: right. The lesion is gone, and so is much of what was this person's own anatomy.")
+    print(
+        "Exercise 1: right. The lesion is gone, and so is much of what was this person's own anatomy."
+    )
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -79,7 +79,9 @@ NORMAL, PATIENTS = (12, 36) if FULL_SETTINGS else (4, 12)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 diffusers.utils.logging.disable_progress_bar()
-folder = tempfile.TemporaryDirectory()  # everything this notebook writes; removed when the kernel stops
+folder = (
+    tempfile.TemporaryDirectory()
+)  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)
 print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, numpy {np.__version__}")
 print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the CPU does it all")
@@ -93,7 +95,9 @@ print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the C
 
 # %%
 cohort = write_cohort(WORK / "cohort", normal=NORMAL, patients=PATIENTS, seed=77, progress=False)
-people = list(csv.DictReader((cohort / "participants.tsv").read_text().splitlines(), delimiter="\t"))
+people = list(
+    csv.DictReader((cohort / "participants.tsv").read_text().splitlines(), delimiter="\t")
+)
 names = [p["participant_id"] for p in people]
 normal, patients = names[:NORMAL], names[NORMAL:]
 splits = {
@@ -102,7 +106,9 @@ splits = {
     "test": normal[NORMAL // 2 :] + patients[PATIENTS // 2 :],
 }
 workers = None if FULL_SETTINGS else 1
-prepare_folder(cohort, WORK / "prepared", contrast="t1", splits=splits, workers=workers, progress=False)
+prepare_folder(
+    cohort, WORK / "prepared", contrast="t1", splits=splits, workers=workers, progress=False
+)
 for split in ("val", "test"):
     sick = [p for p in people if p["participant_id"] in splits[split] and p["group"] == "patient"]
     print(f"{split:5}", ", ".join(f"{p['lesion']} {float(p['volume_ml']):.1f} mL" for p in sick))
@@ -118,7 +124,9 @@ pipe = MadAdPipeline.from_pretrained("t1").to(DEVICE)
 
 def heal(slices, steps=10):
     """The pipeline's output for these slices, always with the same random numbers."""
-    options = dict(num_inference_steps=steps, generator=torch.Generator().manual_seed(0), progress=False)
+    options = dict(
+        num_inference_steps=steps, generator=torch.Generator().manual_seed(0), progress=False
+    )
     volumes = (
         slices.scans if EVERY == 1 else None
     )  # with every slice there, neighbours decide together (notebook 06)
@@ -134,7 +142,9 @@ def load(split):
 val, test = load("val"), load("test")
 out_val, out_test = heal(val), heal(test)
 assert out_test.anomaly_map.shape == test.lesion.shape and val.lesion.any() and test.lesion.any()
-print("subjects:", len(set(val.subjects)), "for validation,", len(set(test.subjects)), "for the test")
+print(
+    "subjects:", len(set(val.subjects)), "for validation,", len(set(test.subjects)), "for the test"
+)
 
 # %% [markdown]
 # ## 3. The Dice coefficient
@@ -153,7 +163,9 @@ a, L = out_val.anomaly_map[k, 0], val.lesion[k, 0]
 tau = 0.5
 F = a >= tau
 dice = float(2 * (F & L).sum() / (F.sum() + L.sum()))
-assert abs(dice - metrics.dice_at(a[None], L[None], tau)["pooled"]) < 1e-6  # the package computes the same
+assert (
+    abs(dice - metrics.dice_at(a[None], L[None], tau)["pooled"]) < 1e-6
+)  # the package computes the same
 plotting.threshold_figure(val.image[k], a, tau, L)
 
 # %% [markdown]
@@ -173,7 +185,9 @@ widgets.threshold_slider(val.image[k], a, L, threshold=tau)
 # %%
 tau = metrics.pooled_max_dice(out_val.anomaly_map, val.lesion, val.brain)[1]  # chosen on validation
 at_tau = metrics.dice_at(out_test.anomaly_map, test.lesion, tau, test.brain)
-best, _ = metrics.pooled_max_dice(out_test.anomaly_map, test.lesion, test.brain)  # needs to know the answer
+best, _ = metrics.pooled_max_dice(
+    out_test.anomaly_map, test.lesion, test.brain
+)  # needs to know the answer
 assert 0 < at_tau["pooled"] <= best + 1e-6
 plotting.dice_curve(out_test.anomaly_map, test.lesion, test.brain, threshold=tau)
 
@@ -214,7 +228,9 @@ kinds = {
 assert kinds["pooled, validation threshold"] <= kinds["pooled max"] + 1e-6
 assert kinds["per lesion slice, validation threshold"] <= kinds["per lesion slice, max"] + 0.01
 assert kinds["per slice, healthy ones too, max"] > kinds["per lesion slice, max"]
-plotting.compare_methods({name: {"Dice, all of the same maps": value} for name, value in kinds.items()})
+plotting.compare_methods(
+    {name: {"Dice, all of the same maps": value} for name, value in kinds.items()}
+)
 
 # %% [markdown]
 # ## 6. Without any threshold: AP and AUROC
@@ -229,8 +245,12 @@ score, truth = (np.asarray(x)[np.asarray(test.brain)] for x in (out_test.anomaly
 low = np.quantile(score[truth], 0.2)  # at this threshold 80 % of the lesion is found
 false_rate = (score[~truth] >= low).mean()  # of the healthy pixels
 false_per_true = (score[~truth] >= low).sum() / (score[truth] >= low).sum()
-assert result["ap"] > result["lesion_share"] and result["auroc"] > 0.5  # better than knowing nothing
-print(f"lesion share {result['lesion_share']:.3f}   AP {result['ap']:.2f}   AUROC {result['auroc']:.2f}")
+assert (
+    result["ap"] > result["lesion_share"] and result["auroc"] > 0.5
+)  # better than knowing nothing
+print(
+    f"lesion share {result['lesion_share']:.3f}   AP {result['ap']:.2f}   AUROC {result['auroc']:.2f}"
+)
 print(f"where 80 % of the lesion are found, so are {false_rate:.1%} of the healthy pixels:")
 print(f"{false_per_true:.1f} false pixels for each true one")
 plotting.precision_recall(out_test.anomaly_map, test.lesion, test.brain, label="MAD-AD")
@@ -295,7 +315,10 @@ plotting.compare_methods(
 # %%
 scores = {"MAD-AD": {"val": out_val.anomaly_map, "test": out_test.anomaly_map}}
 for name, method in BASELINES.items():
-    scores[name] = {"val": method(pipe, val.image, val.brain), "test": method(pipe, test.image, test.brain)}
+    scores[name] = {
+        "val": method(pipe, val.image, val.brain),
+        "test": method(pipe, test.image, test.brain),
+    }
 results = evaluate_methods(scores, {"val": val, "test": test})
 rows = {name: r["test"] for name, r in results.items()}
 assert abs(rows["MAD-AD"]["pooled_max_dice"] - result["pooled_max_dice"]) < 1e-6
@@ -315,7 +338,9 @@ plotting.compare_methods(bars)
 # NBVAL_IGNORE_OUTPUT
 for name in BASELINES:
     both = scores["MAD-AD"]["test"], scores[name]["test"]
-    low, high = metrics.difference_interval("ap", *both, test.lesion, test.subjects, brain=test.brain)
+    low, high = metrics.difference_interval(
+        "ap", *both, test.lesion, test.subjects, brain=test.brain
+    )
     verdict = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
     gap = rows["MAD-AD"]["ap"] - rows[name]["ap"]
     print(f"AP of MAD-AD minus {name}: {gap:+.3f} [{low:+.3f}, {high:+.3f}]: {verdict}")
@@ -340,7 +365,9 @@ z0, z_healed = out_val.trajectory[0], out_val.trajectory[-1]  # the latents befo
 maps = {
     "score: image": out_val.anomaly_map,  # the default
     "score: latent": scoring.latent_difference(z_healed, z0, size=size, sigma=sigma, brain=brain),
-    "score: mask": scoring.mean_predicted_mask(out_val.mask_probability, size=size, sigma=sigma, brain=brain),
+    "score: mask": scoring.mean_predicted_mask(
+        out_val.mask_probability, size=size, sigma=sigma, brain=brain
+    ),
 }
 assert len(out_val.trajectory) == 11  # the latent before each step, and the last one
 plotting.slice_grid(
@@ -373,9 +400,14 @@ for name, gamma in {"gamma = 0.2": 0.2, "gamma = 0.4": 0.4, "no clipping": None}
     maps[name] = scoring.image_difference(
         *pair, gamma=gamma, squared=True, sigma=sigma, weight=weight, brain=brain
     )
-maps["no weight"] = scoring.image_difference(*pair, gamma=0.2, squared=True, sigma=sigma, brain=brain)
+maps["no weight"] = scoring.image_difference(
+    *pair, gamma=0.2, squared=True, sigma=sigma, brain=brain
+)
 d = (out_val.healed - out_val.image)[val.brain] ** 2
-print("some of the differences are clipped, but fewer than half:", bool(0 < (d > 0.2).float().mean() < 0.5))
+print(
+    "some of the differences are clipped, but fewer than half:",
+    bool(0 < (d > 0.2).float().mean() < 0.5),
+)
 assert (maps["gamma = 0.2"] >= maps["gamma = 0.4"] - 1e-6).all()  # clipped earlier, scaled up more
 
 # %% [markdown]
@@ -407,7 +439,9 @@ plotting.compare_methods(both, highlight="score: image")
 lines = ["| setting | paper | here | difference from the default |", "|---|---|---|---|"]
 for name, m in maps.items():
     pair = m, maps["score: image"]
-    interval = metrics.difference_interval("pooled_max_dice", *pair, val.lesion, val.subjects, brain=brain)
+    interval = metrics.difference_interval(
+        "pooled_max_dice", *pair, val.lesion, val.subjects, brain=brain
+    )
     low, high = (100 * v for v in interval)
     gap = f"{here[name] - here['score: image']:+.1f} [{low:+.1f}, {high:+.1f}]"
     lines.append(f"| {name} | {paper[name]} | {here[name]:.1f} | {gap} |")
@@ -568,8 +602,12 @@ if my_dice is None:
     print("Exercise 1: not done yet")
 else:
     left, right, empty = np.arange(8) < 4, np.arange(8) % 2 == 0, np.zeros(8, bool)
-    assert my_dice(left, left) == 1 and my_dice(left, ~left) == 0, "the same pixels, or none in common"
-    assert my_dice(left, right) == 0.5 and my_dice(empty, empty) == 1, "half in common, or both empty"
+    assert my_dice(left, left) == 1 and my_dice(left, ~left) == 0, (
+        "the same pixels, or none in common"
+    )
+    assert my_dice(left, right) == 0.5 and my_dice(empty, empty) == 1, (
+        "half in common, or both empty"
+    )
     print("Exercise 1: right")
 
 # %% [markdown]
@@ -597,7 +635,9 @@ else:
     calm = np.isin(val.subjects, normal)
     marked = (out_val.anomaly_map[calm][val.brain[calm]] >= strict).float().mean()
     assert 0.0005 < marked <= 0.0011, f"this marks {marked:.2%} of the healthy pixels"
-    print(f"Exercise 2: right. Still found: {(score[truth] >= strict).mean():.0%} of the lesion pixels")
+    print(
+        f"Exercise 2: right. Still found: {(score[truth] >= strict).mean():.0%} of the lesion pixels"
+    )
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -78,9 +78,13 @@ VOLUMES_ML = (1, 4, 12, 30, 60)  # of the patients' strokes
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 diffusers.utils.logging.disable_progress_bar()
-folder = tempfile.TemporaryDirectory()  # everything this notebook writes; removed when the kernel stops
+folder = (
+    tempfile.TemporaryDirectory()
+)  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)
-print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}")
+print(
+    f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+)
 
 # %% [markdown]
 # ## 2. The list
@@ -180,10 +184,16 @@ for (name, course), style in zip(courses.items(), ("-", "--", ":")):
 ax.set(xlabel="step of gradient descent", ylabel=r"$\hat M$ of a noised cell", ylim=(0, 1))
 ax.legend(frameon=False)
 plt.close(fig)
-first = {name: next((i for i, p in enumerate(course) if p > 0.5), None) for name, course in courses.items()}
+first = {
+    name: next((i for i, p in enumerate(course) if p > 0.5), None)
+    for name, course in courses.items()
+}
 for name, step in first.items():
     print(f"{name}: {'not found' if step is None else f'found after {step} steps'}")
-assert first["BCE, weight 1 (paper)"] < first["MSE, weight 1"] and first["MSE, weight 0.001 (code)"] is None
+assert (
+    first["BCE, weight 1 (paper)"] < first["MSE, weight 1"]
+    and first["MSE, weight 0.001 (code)"] is None
+)
 fig
 
 # %% [markdown]
@@ -254,9 +264,15 @@ for name, how in (("squared, scan (paper)", paper), ("absolute, scan", code)):
 maps["squared, scan, weighted (lite)"] = out.anomaly_map
 touched = F.interpolate(out.replaced.any(0).float(), size=x0.shape[-2:]).bool()  # (N, 1, H, W)
 untouched = brain & ~touched
-pair = {"against the decoded latent": "absolute, decoded latent (code)", "against the scan": "absolute, scan"}
+pair = {
+    "against the decoded latent": "absolute, decoded latent (code)",
+    "against the scan": "absolute, scan",
+}
 left = [float(maps[name][untouched].mean()) for name in pair.values()]
-print("where nothing was replaced, the score against the decoded latent is smaller:", left[0] < left[1])
+print(
+    "where nothing was replaced, the score against the decoded latent is smaller:",
+    left[0] < left[1],
+)
 assert left[0] < left[1]
 shown = torch.cat([maps[name][[k]] for name in pair.values()])
 plotting.slice_grid(x0[[k, k]], list(pair), 2, overlay=shown)
@@ -286,7 +302,9 @@ plotting.compare_methods(rows, highlight="squared, scan, weighted (lite)")
 # %%
 size = tuple(z0.shape[2:])
 d_ = {name: RECIPES[name].denoiser for name in ("authors", "lite")}
-may = {name: brain_cells(brain[[k]], size, c.brain_fraction, c.brain_block) for name, c in d_.items()}
+may = {
+    name: brain_cells(brain[[k]], size, c.brain_fraction, c.brain_block) for name, c in d_.items()
+}
 touching = brain_cells(brain[[k]], size, 1e-6)  # any brain at all
 never = {name: 1 - float(m.sum() / touching.sum()) for name, m in may.items()}
 for name, share in never.items():
@@ -335,7 +353,9 @@ groups = {name: group for name, group in result["by_size"].items() if group["n"]
 dice |= {f"pooled, {name} only": group["pooled_max_dice"] for name, group in groups.items()}
 print("the same maps score higher pooled than per image:", dice["pooled"] > dice["per image"])
 assert dice["pooled"] > dice["per image"]
-plotting.compare_methods({name: {"max Dice of the same maps": value} for name, value in dice.items()})
+plotting.compare_methods(
+    {name: {"max Dice of the same maps": value} for name, value in dice.items()}
+)
 
 # %% [markdown]
 # What would MAD-AD's average *per image* be? The groups tell. THOR's average must be a mixture of its three group values,
@@ -370,7 +390,9 @@ assert 32 < low < high < 39
 # %%
 torch.manual_seed(0)
 ours = Denoiser.of_size("XS").eval()
-torch.save({"model": denoiser_to_official(ours), "args": Namespace(model="UNet_XS")}, WORK / "unet.pt")
+torch.save(
+    {"model": denoiser_to_official(ours), "args": Namespace(model="UNet_XS")}, WORK / "unet.pt"
+)
 print(list(denoiser_to_official(ours))[:3], "...")  # their names
 imported = read_official(WORK / "unet.pt")
 same = all(torch.equal(v, imported.state_dict()[name]) for name, v in ours.state_dict().items())

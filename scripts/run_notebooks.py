@@ -45,7 +45,7 @@ def run(source: Path) -> Path:
 
 
 def main(chosen: list[str]) -> int:
-    sources = [p for p in sorted(FOLDER.glob("*.py")) if not chosen or p.name.startswith(tuple(chosen))]
+    sources = [p for p in sorted(FOLDER.glob("[0-9]*.py")) if not chosen or p.name.startswith(tuple(chosen))]
     if not sources:
         print(
             f"{FOLDER}: no notebook whose name begins with {' or '.join(chosen) or 'anything'}",

@@ -26,15 +26,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ADDRESS = PROJECT["urls"]["Repository"]
 LESSONS = (
     "00_quickstart",
+    "01_diffusion",
     "02_data_preparation",
     "03_latent_encoder",
+    "04_madad_from_scratch",
     "05_training",
     "06_mask_visualization",
     "07_evaluation",
     "08_paper_and_code",
 )
 NOTEBOOKS = sorted(
-    {*LESSONS, *(p.stem for p in (ROOT / "notebooks").iterdir() if p.suffix in (".ipynb", ".py"))}
+    {*LESSONS, *(p.stem for p in (ROOT / "notebooks").glob("[0-9]*") if p.suffix in (".ipynb", ".py"))}
 )
 # conda-forge's names where they differ
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
