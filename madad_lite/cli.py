@@ -67,7 +67,7 @@ RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", h
 SEED = arg("--seed", type=int, default=0)
 FORCE = arg("--force", action="store_true", help="replace what an earlier call wrote")
 REVERSE = (
-    arg("--steps", type=int, default=10, help="reverse steps, at most 10"),
+    arg("--steps", type=int, help="reverse steps, at most 10; default: the model's own"),
     arg("--eta", type=float, help="randomness of the reverse process, 0: none; default: the model's own"),
     arg("--score", choices=("image", "latent", "mask"), default="image", help="what the map measures"),
     SEED,
@@ -299,7 +299,9 @@ def reproduce(args):
     for name, value in settings(args.set).items():
         part, dot, key = name.partition(".")
         if not dot:
-            raise Refused(f"--set wants autoencoder.NAME=VALUE, denoiser.... or detection...., not {name!r}")
+            raise Refused(
+                f"--set wants denoiser.NAME=VALUE, or autoencoder or detection in its place, not {name!r}"
+            )
         different.setdefault(part, {})[key] = value
     options = chosen(args, "train test out recipe seed")
     print(summary(reproduce(args.setting, changes=different, **options)))

@@ -374,7 +374,8 @@ plotting.slice_grid(mine.image[every], overlay=mine.anomaly_map[every], titles=h
 #
 #     madad detect patient_T1w.nii.gz --out results
 #
-# It writes `patient_T1w_anomaly.nii.gz`, `patient_T1w_healed.nii.gz` and `patient_T1w_report.png`. Here we call the same command
+# It writes the map (`patient_T1w_anomaly.nii.gz`), the healed scan (`_healed.nii.gz`), a page with pictures (`_report.png`), a table of what
+# lies above the threshold (`_lesions.csv`), and how it was made (`.json`). Here we call the same command
 # from Python, and check that it gives the map that we have.
 
 # %%
@@ -383,11 +384,13 @@ status = madad(["detect", str(scan), "--out", str(WORK / "results")])
 assert status == 0
 names = sorted(f.name for f in (WORK / "results").iterdir())
 assert names == [
+    "patient_T1w.json",
     "patient_T1w_anomaly.nii.gz",
     "patient_T1w_healed.nii.gz",
+    "patient_T1w_lesions.csv",
     "patient_T1w_report.png",
 ]
-from_cli = nib.load(WORK / "results" / names[0])
+from_cli = nib.load(WORK / "results" / names[1])
 assert np.allclose(from_cli.get_fdata(), anomaly.get_fdata(), atol=1e-4)
 names
 

@@ -122,8 +122,9 @@ def test_detect_takes_the_volume_that_is_asked_for(detect, scan, usual, tmp_path
     data = np.asarray(image.dataobj)
     both = np.stack([np.where(data > 0, data.max() - data + 1, 0), data], -1)
     nib.save(nib.Nifti1Image(both, image.affine), tmp_path / "both.nii.gz")
-    assert np.array_equal(detect(str(tmp_path / "both.nii.gz"), "--channel", "1"), usual)
-    assert not np.array_equal(detect(str(tmp_path / "both.nii.gz"), "--channel", "0"), usual)
+    words = ["--brain", scan.replace("_T1w", "_desc-brain_mask")]  # which lies beside the scan itself
+    assert np.array_equal(detect(str(tmp_path / "both.nii.gz"), "--channel", "1", *words), usual)
+    assert not np.array_equal(detect(str(tmp_path / "both.nii.gz"), "--channel", "0", *words), usual)
 
 
 def test_detect_looks_only_inside_a_given_brain(detect, scan, usual, tmp_path):

@@ -136,7 +136,7 @@ def test_a_folder_that_is_no_pipeline_is_not_replaced_by_one(tmp_path, capsys):
     (tmp_path / "out" / "mine").touch()
     parts = ["--autoencoder", "a", "--denoiser", "d", "--data", str(tmp_path)]
     assert main(["assemble", *parts, "--out", str(tmp_path / "out"), "--force"]) == 2
-    assert "is no pipeline's folder" in capsys.readouterr().err and names(tmp_path / "out") == ["mine"]
+    assert "something else than a pipeline" in capsys.readouterr().err and names(tmp_path / "out") == ["mine"]
 
 
 def test_an_import_that_fails_leaves_nothing(tmp_path, monkeypatch):

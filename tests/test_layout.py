@@ -7,7 +7,6 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "madad_lite"
 METHOD = ("masking", "diffusion", "denoiser", "autoencoder", "scoring")
 # room -> the rooms that it may import from; what stands at the package's root is a room of its own.
-# "method" stands for the five files of METHOD.
 # "method" stands for the five files of METHOD. All may use errors and files, except these two themselves.
 EDGES: dict[str, str] = {
     "errors": "",
@@ -26,13 +25,13 @@ EDGES: dict[str, str] = {
     "pipeline": "method extensions scans settings",
     # what works with it
     "plotting": "masking evaluation.counts",
-    "training": "method extensions slices settings",
+    "training": "method extensions slices settings pipeline",
     "family": "method extensions slices training",
     "detection": "pipeline plotting scans training",
     "evaluation": "pipeline slices training family",
     "simulation": "scans slices",
     "authors": "method pipeline scans slices training",
-    "demo": "pipeline plotting slices training detection evaluation simulation",
+    "demo": "pipeline plotting scans slices training detection evaluation simulation",
 }
 EDGES["cli"] = "method " + " ".join(EDGES)
 EDGES["__main__"] = "cli"

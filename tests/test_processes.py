@@ -89,7 +89,7 @@ def process(train, rank: int, number: int, port: int, data: Path, out: Path, con
         changes = changes or (event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
         changes = changes or (event == "os.mkdir" and not os.path.isdir(arguments[0]))
         if changes and str(arguments[0]).startswith(str(out) + os.sep):
-            written.append(f"{event} {arguments[0]}")
+            written.append(" ".join([event, *map(str, arguments[:2])]))  # of a rename: from, to
 
     sys.addaudithook(note)
     train(data, out, config)

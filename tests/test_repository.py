@@ -234,21 +234,21 @@ def test_run_notebooks_stores_what_ran_and_only_that(tmp_path, monkeypatch, caps
     monkeypatch.setattr(runner, "FOLDER", tmp_path)
     setup = f"# %%\ntry:\n    import sys\nexcept ImportError:\n    # %pip install -q git+{ADDRESS}\n    import sys\n"
     widget = "\n# %%\nimport ipywidgets\nipywidgets.IntSlider()\n\n# %%\n# text after\n6 * 7\n"
-    (tmp_path / "a.py").write_text("# %% [markdown]\n# # Title\n\n" + setup + widget)
-    (tmp_path / "b.py").write_text("# %%\n1\n\n# %%\n1 / 0\n")
+    (tmp_path / "00_a.py").write_text("# %% [markdown]\n# # Title\n\n" + setup + widget)
+    (tmp_path / "01_b.py").write_text("# %%\n1\n\n# %%\n1 / 0\n")
     assert runner.main([]) == 1
-    assert "b.py: failed, not stored" in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ipynb", "a.py", "b.py"]
-    first = (tmp_path / "a.ipynb").read_text()
+    assert "01_b.py: failed, not stored" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00_a.ipynb", "00_a.py", "01_b.py"]
+    first = (tmp_path / "00_a.ipynb").read_text()
     notebook = json.loads(first)
     assert "widgets" not in notebook["metadata"]
     assert [c.get("execution_count") for c in notebook["cells"]] == [None, 1, 2, 3]
     assert "".join(notebook["cells"][3]["outputs"][0]["data"]["text/plain"]) == "42"
-    assert python_of(tmp_path / "a.ipynb") == comparable((tmp_path / "a.py").read_text())
-    assert runner.main(["a"]) == 0
+    assert python_of(tmp_path / "00_a.ipynb") == comparable((tmp_path / "00_a.py").read_text())
+    assert runner.main(["00"]) == 0
     # the same again, but for the widget's random name
     ids = re.compile(r'"model_id": "\w+"')
-    assert ids.sub("", (tmp_path / "a.ipynb").read_text()) == ids.sub("", first)
+    assert ids.sub("", (tmp_path / "00_a.ipynb").read_text()) == ids.sub("", first)
     assert runner.main(["zz"]) == 2
 
 

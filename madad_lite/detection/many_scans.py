@@ -74,7 +74,7 @@ def detect(
     register: bool | str = "auto",
     z_range: tuple[float, float] | None = None,
     z_spacing: float | None = None,
-    num_inference_steps: int = 10,
+    num_inference_steps: int | None = None,
     eta: float | None = None,
     score: str = "image",
     seed: int = 0,
@@ -117,7 +117,7 @@ def detect(
     for pipe in pipes:
         pipe.to(device or (state.device if state.device.type == "cuda" else "cpu"))
         most = pipe.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= most:
+        if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
             raise Refused(f"steps: 1 to {most} reverse steps are possible, not {num_inference_steps}")
     decides = score == "image" and all(pipe.config.decision_threshold is not None for pipe in pipes)
     if mask and not decides:
@@ -186,7 +186,7 @@ def detect(
             "contrast_seen": seen,
             "found": None if found is None else found.to_dict(),
         }
-        usual = score == "image" and num_inference_steps == 10 and eta is None
+        usual = score == "image" and num_inference_steps is None and eta is None
         _write(output, files, now, old, found, record.healthy_range(pipe) if usual else None)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 

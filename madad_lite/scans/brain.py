@@ -21,6 +21,9 @@ from madad_lite.scans.registration import template
 
 WAYS = ("auto", "template", "deepbet")
 LARGEST_ML, SMALLEST_ML = 2100, 800  # of a whole brain; 1.0 to 1.9 L was seen where all went well
+LARGEST_GIVEN_ML = (
+    2500  # where a mask was given: 2.14 L was seen with a good one, of a large simulated subject
+)
 SMALLEST_PART_ML = 100  # of the brain that is in the scan
 SKULL = (
     0.85  # `skull_valley`: 0.26 to 0.77 in heads of brain size, 0.90 and more in stripped T1, T2 and FLAIR

@@ -11,6 +11,7 @@ import numpy as np
 from madad_lite.errors import ScanError
 from madad_lite.scans.bias import without_bias
 from madad_lite.scans.brain import (
+    LARGEST_GIVEN_ML,
     LARGEST_ML,
     SMALLEST_ML,
     SMALLEST_PART_ML,
@@ -90,7 +91,7 @@ def prepare_volume(
     bias_correction: even out slow changes of brightness first (`bias.without_bias`, about two seconds).
     max_voxels: as of `nifti.load_volume`.
     ScanError, one line that names the file, for whatever cannot be used: also where registration makes the
-    whole brain smaller than 0.8 or larger than 2.1 litres.
+    whole brain smaller than 0.8 or larger than 2.1 litres (2.5 with a mask that was given).
 
     Intensities: x = clip(v / median - 1, -1, 1) with the median inside the brain, so that a lesion of any
     size or brightness hardly moves the scale. Scans with negative values inside the brain (z-scored ones) are
@@ -114,10 +115,11 @@ def prepare_volume(
         register = mask is None or mask_overlap(mask, affine, to_mni) < ALREADY_THERE
     if register:
         to_mni = _register(path, scan, mask)
-        if not SMALLEST_ML <= (whole := whole_brain_ml(to_mni)) <= LARGEST_ML:
+        largest = LARGEST_GIVEN_ML if source == "file" else LARGEST_ML
+        if not SMALLEST_ML <= (whole := whole_brain_ml(to_mni)) <= largest:
             raise ScanError(
                 f"{path}: its brain would have {whole / 1000:.2f} litres, and brains have "
-                f"{SMALLEST_ML / 1000:.1f} to {LARGEST_ML / 1000:.1f}: what was taken for it ({source}) is not "
+                f"{SMALLEST_ML / 1000:.1f} to {largest / 1000:.1f}: what was taken for it ({source}) is not "
                 "the brain alone; give a mask of it (brain=, --brain)"
             )
     if mask is None:
@@ -146,7 +148,8 @@ def prepare_volume(
     kept = np.flatnonzero(inside.mean((1, 2)) >= min_brain)
     if not len(kept):
         raise ScanError(
-            f"{path}: no slices left: no brain inside the grid; is the scan in MNI152 space? (register=True)"
+            f"{path}: no slices left: no brain inside the grid; is the scan in MNI152 "
+            "space? register=True (--register yes)"
         )
     slices = np.where(inside, np.clip(_to_slices(pixels) - 1, -1, 1), -1).astype(np.float32)
     if lesions is not None:

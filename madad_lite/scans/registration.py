@@ -143,7 +143,7 @@ def register_to_mni(image: nib.Nifti1Image, brain: np.ndarray | None = None) -> 
     mm, so that a brain that is cut off is not stretched to fill the template. Deterministic.
     ImportError without SimpleITK; RuntimeError if it does not succeed.
     """
-    sitk = simpleitk("registration", "turn it off (register=False)")
+    sitk = simpleitk("registration", "turn it off with register=False (--register no)")
     data = np.asarray(image.dataobj, np.float32)
     low, high = np.percentile(data if brain is None else data[brain], [0.5, 99.5])
     if brain is not None:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from madad_lite.autoencoder import downsampling, encode, posterior
 from madad_lite.errors import RunError
 from madad_lite.extensions.lesion_like import corrupt
-from madad_lite.files import write_json, writing
+from madad_lite.files import remove_leftovers, write_json, writing
 from madad_lite.masking import brain_cells
 from madad_lite.slices.augment import AUGMENTATIONS
 from madad_lite.slices.dataset import SliceDataset
@@ -104,6 +104,7 @@ def encode_latents(
     and settings: nothing is done again. Raises RunError for a folder that holds anything but latents.
     """
     folder = Path(folder)
+    remove_leftovers(folder)
     stamp = folder / STAMP
     if stamp.exists():
         earlier = read_json(stamp, f"remove {folder} and run it again, or choose another folder")
