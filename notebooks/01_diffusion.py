@@ -19,7 +19,7 @@
 #
 # A diffusion model learns to undo noise. That is all it learns, and from it everything follows: drawing new samples, filling holes, and, in
 # the notebooks to come, healing a lesion. Here you build one twice, first for points in the plane, where you can see every single one of them,
-# then for small brain slices. Masks do not appear until the last section; there you will see why one wants them.
+# then for small brain slices. Masks do not appear until section 10; there you will see why one wants them.
 #
 # **What you will learn**
 #
@@ -31,7 +31,7 @@
 #
 # **What it needs:** nothing but this package; no download. The slices are **simulated** from the MNI152 template; no real person's scan appears here.
 #
-# **How long it takes:** about 3 minutes on two CPU cores.
+# **How long it takes:** about 2 minutes on two CPU cores.
 #
 # ## 1. Set-up
 #
@@ -546,7 +546,7 @@ show(
 )
 
 # %% [markdown]
-# There is the dilemma. Little noise leaves the lesion in place. Much noise heals it, and changes everything else as well: this is another person's brain, and the difference lights up
+# There is the dilemma. Little noise heals the lesion only in part. Much noise heals it further, and changes everything else as well: this is another person's brain, and the difference lights up
 # everywhere.
 #
 # ## 10. If one knew where: filling a hole
@@ -598,7 +598,7 @@ show(
 #
 # - Noise is added in one go: $x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\varepsilon$. The network learns to undo it.
 # - $\varepsilon$, $x_0$ and $v$ are three ways to say the same; MAD-AD predicts $x_0$.
-# - DDPM goes down every level with fresh noise, DDIM may skip levels; $\eta$ is the share of fresh noise.
+# - DDPM goes down every level with fresh noise, DDIM may skip levels; $\eta$ says how much of the noise is fresh: 0 none, 1 as much as in DDPM.
 # - Noising everything forces a choice between healing too little and changing too much. A mask resolves it.
 #
 # **Next:** [02_data_preparation](02_data_preparation.ipynb) brings real scans into the form that all of this needs.

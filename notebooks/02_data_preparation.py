@@ -33,7 +33,7 @@
 # **What it needs:** this package with its extra `prep` (SimpleITK, for the registration); no download. All subjects are
 # **simulated** from the MNI152 template. No real patient appears in this notebook.
 #
-# **How long it takes:** about a minute and a half on two CPU cores; the same on a Colab T4, for nothing here uses a GPU. With the full settings
+# **How long it takes:** about a minute on two CPU cores; the same on a Colab T4, for nothing here uses a GPU. With the full settings
 # about five minutes (estimated, not measured).
 #
 # ## 1. Set-up

@@ -31,7 +31,7 @@
 # **What it needs:** nothing but this package; no download. The subjects are **simulated** (from the MNI152 template), so
 # that you can share and repeat everything here. No real patient appears in this notebook.
 #
-# **How long it takes:** about 2 minutes on two CPU cores; about half an hour on a Colab T4 with the large settings (estimated, not measured).
+# **How long it takes:** about 3 minutes on two CPU cores; about half an hour on a Colab T4 with the large settings (estimated, not measured).
 #
 # ## 1. Set-up
 #

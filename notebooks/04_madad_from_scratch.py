@@ -18,7 +18,7 @@
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/madad-lite/madad-lite/blob/main/notebooks/04_madad_from_scratch.ipynb)
 #
 # Everything that makes up the method, written out in PyTorch: nothing of it is imported from the package. You draw the masks, noise
-# the latents, build the network, train it, let it heal a patient, and score the result. It takes fewer than two
+# the latents, build the network, train it, let it heal a patient, and score the result. It takes about two
 # hundred lines. At the end we compare them, number for number, with the package.
 #
 # The same code stands in one file, [madad_from_scratch.py](madad_from_scratch.py), to be read without interruption.
@@ -50,7 +50,7 @@ except ImportError:  # as in Colab, where what is installed stays as it is
 
 # %% [markdown]
 # From the package we take what surrounds the method: simulated subjects, the encoder, pictures. The names that begin with
-# `package` are only used in section 9, to compare.
+# `package` serve only to compare: the shipped network in section 8, our lines in section 9, a check in exercise 2.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -82,7 +82,7 @@ WORK = Path(folder.name)
 print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}")
 
 # %% [markdown]
-# One letter stands for one thing throughout:
+# The letters of the method:
 #
 # | symbol | in code | shape | what it is |
 # |---|---|---|---|
@@ -94,6 +94,8 @@ print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}")
 # | $z_t$ | `z_t` | (N, C, h, w) | what the network sees |
 # | $\hat z_0$ | `z0_hat` | (N, C, h, w) | its guess of the clean latent |
 # | $\hat M$ | `M_hat` | (N, 1, h, w) | its chance of "noised" for every cell |
+# | $x_0,\ \hat x_0$ | `scan`, `healed` | (N, 1, H, W) | the scan, and the decoded healed latent |
+# | $\tau$ | `threshold` | | a cell is replaced where $\hat M$ is above |
 #
 # ## 2. The material: latents of normal brains, and a patient
 #
@@ -362,7 +364,8 @@ assert z0_hat.shape == z_levels.shape and logits.shape == (5, 1, h, w)
 #
 # $$ \mathcal L = \lVert \hat z_0 - z_0 \rVert_2^2 + \lambda\, \mathrm{BCE}(\hat M, M), \qquad \hat M = \mathrm{sigmoid}(\text{logits}). $$
 #
-# The first is zero when the clean latent is guessed everywhere, the second when every cell is told apart. $\lambda = 0.1$.
+# The first is zero when the clean latent is guessed everywhere, the second when every cell is told apart. $\lambda = 0.1$ is this repository's
+# choice (the paper has 1, the authors' code 0.001). Both terms are means over the cells.
 
 
 # %%
@@ -499,6 +502,8 @@ plotting.mask_examples(
 #
 # $$ \mathrm{DDIM}(z, \hat z_0, t) = \sqrt{\bar\alpha_{t-1}}\,\hat z_0 + \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2}\;\hat\varepsilon + \sigma_t\,\varepsilon . $$
 #
+# $\tau$ is 0.5 in the paper; we take 0.2, as the shipped weights do.
+#
 # One remark on the first step. At $t = 9$ the network expects that what is noised is *nothing but* noise. A lesion that it takes for noise plays this part: in
 # $\hat\varepsilon$ the lesion itself stands for the noise. With $\eta = 0$ it would be carried along from step to step; $\eta > 0$ mixes fresh noise
 # in and lets go of it.
@@ -552,7 +557,9 @@ assert M_hats.shape == (T, 1, 1, h, w)
 #
 # What healing changed is the anomaly. The squared difference is clipped at $\gamma$, so that one voxel cannot outshine the rest, and smoothed, because lesions are blobs:
 #
-# $$ a = G_\sigma * \frac{\min\big((\hat x_0 - x_0)^2,\ \gamma\big)}{\gamma}, \qquad \gamma = 0.2 . $$
+# $$ a = G_\sigma * \frac{\min\big((\hat x_0 - x_0)^2,\ \gamma\big)}{\gamma}, \qquad \gamma = 0.2, $$
+#
+# where $G_\sigma *$ is Gaussian smoothing, here by 2 pixels.
 
 
 # %%
@@ -680,7 +687,7 @@ for name, value in gap.items():
 assert all(value < 1e-4 for value in gap.values()) and gap["masks"] == 0
 
 # %% [markdown]
-# They agree. From here on the notebooks use the package's functions, which do the same with bars, checkpoints and GPUs.
+# They agree. (The network and the training loop are smaller ones of our own, and are not compared.) From here on the notebooks use the package's functions, which do the same with bars, checkpoints and GPUs.
 #
 # ## 10. What to take with you
 #

@@ -32,7 +32,7 @@
 # **What it needs:** this package with its shipped autoencoder (notebook 03 explains it); no download. All subjects are
 # **simulated** from the MNI152 template; no real person's scan appears here.
 #
-# **How long it takes:** about 2 minutes on two CPU cores; about a quarter of an hour on a Colab T4 with the large settings (estimated, not measured).
+# **How long it takes:** about 3 minutes on two CPU cores; about a quarter of an hour on a Colab T4 with the large settings (estimated, not measured).
 #
 # ## 1. Set-up
 #

@@ -32,7 +32,7 @@
 # **What it needs:** this package with its shipped weights; no download. All subjects are **simulated** from the MNI152
 # template, with lesions whose place we know exactly. Nothing here says how well the method works on real patients.
 #
-# **How long it takes:** about a minute and a half on two CPU cores; half a minute on a Colab T4, with more slices about a minute (estimated, not measured).
+# **How long it takes:** about a minute on two CPU cores; half a minute on a Colab T4, with more slices about a minute (estimated, not measured).
 #
 # ## 1. Set-up
 #

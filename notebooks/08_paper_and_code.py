@@ -31,7 +31,7 @@
 #
 # **What it needs:** this package with its shipped weights; no download. All patients are **simulated**.
 #
-# **How long it takes:** about a minute and a half on two CPU cores; less on a Colab T4 (estimated, not measured).
+# **How long it takes:** about a minute on two CPU cores; less on a Colab T4 (estimated, not measured).
 #
 # ## 1. Set-up
 #

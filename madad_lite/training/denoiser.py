@@ -1,4 +1,4 @@
-"""The training of the masked denoiser on cached latents: latent loss + mask loss (MAD-AD, section 3.2)."""
+"""The training of the masked denoiser on cached latents: latent loss + mask loss (MAD-AD, section 3.1)."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def train_denoiser(
     """Train the masked denoiser on the latents of prepared folders; returns the run's folder (`best/`,
     `last/`: Denoiser).
 
-    Loss: MSE(z0_hat, z0) + lambda * mask loss (MAD-AD, section 3.2). Validation adds `val_masked`, the MSE on
+    Loss: MSE(z0_hat, z0) + lambda * mask loss (MAD-AD, section 3.1). Validation adds `val_masked`, the MSE on
     the noised cells alone: 1.0 would be no better than guessing the mean.
 
     autoencoder: a folder of train_autoencoder (its `best/`), or a loaded model.

@@ -176,7 +176,7 @@ _PAPER_ENCODER = AutoencoderConfig(
 )
 
 RECIPES = {
-    # for two CPU cores; the shipped weights'
+    # for two CPU cores; the shipped t1 weights score so, and were trained longer
     "lite": Recipe(
         denoiser=DenoiserConfig(corruption_share=0.5, last_step_share=0.3),
         detection=DetectionSettings(
