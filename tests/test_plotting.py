@@ -363,6 +363,18 @@ def test_volume_view_cuts_three_planes_through_the_point(tmp_path):
     np.testing.assert_array_equal(planes(from_file)[0][0], data[2].T[::-1])
 
 
+def test_a_mask_over_a_volume_is_no_score():
+    """It has no colour bar that speaks of scores."""
+    scan = nib.Nifti1Image(np.arange(8.0 * 9 * 10).reshape(8, 9, 10).astype(np.float32), np.eye(4))
+    half = np.zeros((8, 9, 10), np.float32)
+    half[4:] = 1
+    labels = [
+        [axis.get_ylabel() for axis in plotting.volume_view(scan, nib.Nifti1Image(v, np.eye(4))).axes]
+        for v in (half, 0.7 * half)
+    ]
+    assert "anomaly score" not in labels[0] and "anomaly score" in labels[1]
+
+
 def test_volume_view_turns_any_orientation_to_ras():
     scan = ramp(np.diag([2.0, 2.0, 2.0, 1.0]))
     flipped = nib.Nifti1Image(

@@ -23,7 +23,7 @@ from madad_lite.errors import Refused, ScanError
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
 from madad_lite.scans.dicom import converter, dicom_to_nifti, holds_dicom
-from madad_lite.scans.find import brain_beside, is_mask
+from madad_lite.scans.find import brain_beside, contrast_of, is_mask
 from madad_lite.scans.grid import PreparedScan
 from madad_lite.scans.nifti import return_to_scan
 from madad_lite.training.processes import processes
@@ -39,6 +39,7 @@ ENDINGS = {
     "report": "_report.png",
     "scan": ".nii.gz",  # of a DICOM folder
 }
+AGENT = "named as T1 with contrast agent, new to these weights: its vessels count as findings"
 BRAIN_WORDS = ("auto", "template", "deepbet")  # ways to find the brain; anything else is a file
 
 
@@ -177,7 +178,7 @@ def detect(
             taken, said = dicom_to_nifti(scan, file, [pipe.config.contrast for pipe in pipes], series)
             _say(said)
             try:
-                heal(scan, file, [*kinds, "scan"], {"series": str(taken)})
+                heal(scan, file, [*kinds, "scan"], {"series": str(taken), "contrast": taken.contrast})
             except ScanError as error:
                 raise ScanError(str(error).replace(str(file), str(scan))) from None
 
@@ -215,13 +216,17 @@ def detect(
         name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
         if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
             name = str(weights)
+        named = now["scan"].get("contrast") or contrast_of(stem(scan))
+        if named == "t1ce" and pipe.config.contrast == "t1":  # alike in the order of the tissues
+            now["warning"] = AGENT
+            _say(f"{scan.name}: {AGENT}", sys.stderr)
         now |= {
             "weights": {"name": name, "contrast": pipe.config.contrast, "sha256": hashes[pipes.index(pipe)]},
             "contrast_seen": seen,
             "found": None if found is None else found.to_dict(),
         }
         usual = score == "image" and num_inference_steps is None and eta is None
-        _write(output, image, files, now, old, found, record.healthy_range(pipe) if usual else None)
+        _write(output, files, now, old, found, record.healthy_range(pipe) if usual else None, image)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
     failed: list[tuple[Path, str]] = []
@@ -308,12 +313,12 @@ def _brain_image(prepared: PreparedScan):
 
 def _write(
     output: MadAdOutput,
-    image: Path,
     files: dict[str, Path],
     now: dict,
     old: dict | None,
     found: Finding | None,
     healthy: dict | None,
+    image: Path,
 ) -> None:
     """All are there before one takes the place of an earlier run's. Until the record says "finished" they may
     be of two runs.
@@ -324,6 +329,7 @@ def _write(
     if seen := now["contrast_seen"]:
         fits = LIKE.get(now["weights"]["contrast"], seen) == seen
         about += f"{'; the scan looks' if fits else ', but the scan looks'} like {seen.upper()}"
+    about += f"; {now['warning']}" if "warning" in now else ""
     name = stem(now["scan"]["file"])
     earlier = set(old["files"] if old else ())
     now["files"] = sorted(f.name for f in files.values())

@@ -328,12 +328,14 @@ def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vma
     )
     if score is not None:
         values = nib.Nifti1Image(score, image.affine)
-        display.add_overlay(values, cmap="magma", vmin=0, vmax=vmax, colorbar=True)
+        is_mask = np.isin(score, (0, 1)).all()  # whose colour says nothing but "inside"
+        display.add_overlay(values, cmap="magma", vmin=0, vmax=vmax, colorbar=not is_mask)
         for (
             plane
         ) in display.axes.values():  # nilearn's own transparency makes the highest score opaque, however low
             picture = plane.ax.get_images()[-1]
             picture.set_alpha(opacity(np.ma.filled(picture.get_array(), 0), vmax))
-        fig.axes[-1].yaxis.set_label_position("left")
-        fig.axes[-1].set_ylabel("anomaly score", color="white", fontsize=9)
+        if not is_mask:
+            fig.axes[-1].yaxis.set_label_position("left")
+            fig.axes[-1].set_ylabel("anomaly score", color="white", fontsize=9)
     return fig
