@@ -142,7 +142,7 @@ if SCAN == "upload":
 
 scan = Path(SCAN or WORK / "simulated_head_T1w.nii.gz")
 if scan.is_dir() and holds_dicom(scan):
-    # once: %pip install -q dcm2niix
+    # in Colab, once: !pip install -q dcm2niix
     _, said = dicom_to_nifti(
         scan, WORK / "own_scan.nii.gz", [CONTRAST]
     )  # series="4" takes another one
@@ -269,7 +269,7 @@ if truth is not None:
 # ## 7. Leaf through it
 #
 # [ipyniivue](https://github.com/niivue/ipyniivue) is a viewer inside the notebook: turn the wheel to leaf, drag the right mouse button to change brightness. It needs
-# WebGL and a running kernel, and is not installed with this package (`%pip install ipyniivue`). Without it you get the planes through the largest part, and
+# WebGL and a running kernel, and is not installed with this package (`pip install ipyniivue`). Without it you get the planes through the largest part, and
 # the files below open in any viewer (FSLeyes, ITK-SNAP, 3D Slicer, MRIcroGL).
 
 # %%
