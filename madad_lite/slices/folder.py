@@ -27,7 +27,7 @@ from madad_lite.files import (
     write_json,
     writing,
 )
-from madad_lite.scans.find import ScanFiles, find_scans
+from madad_lite.scans.find import ScanFiles, find_scans, is_simulated
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.slices.manifest import ENTRY, Manifest, contradiction, write_arrays
@@ -147,9 +147,10 @@ def prepare_folder(
     unusable.
 
     splits: which subject goes where, as a mapping or a JSON file {"train": [...], "val": [...], "test":
-        [...]}; subjects in none are left out. Without it a random split by subject: normal subjects by
-        `fractions`, patients to val and test, half each, or, with `patients_in_train`, by `fractions` too
-        (SliceDataset then trains only on their slices without lesion).
+        [...]}; subjects in none are left out. Without it a hash of each subject's name decides (see
+        splits.split_subjects; of the simulated cohort, split_by_count): normal subjects by `fractions`, patients
+        to val and test, half each, or, with `patients_in_train`, by `fractions` too (SliceDataset then trains
+        only on their slices without lesion).
     grid: by default Grid().  register: see `scans.prepare.prepare_volume`.
     workers: processes, by default one a core.
 
@@ -177,7 +178,7 @@ def prepare_folder(
         )
     )
     # who is where is known before anything is written, so that wrong fractions leave no folder behind
-    options = {"splits": splits, "patients_in_train": patients_in_train}
+    options = {"splits": splits, "patients_in_train": patients_in_train, "by_count": is_simulated(source)}
     assign_splits(scans, fractions, seed, **options)
     manifest = _open(out, settings)
     scans = _with_their_ids(scans, source, manifest)
