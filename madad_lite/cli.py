@@ -65,6 +65,7 @@ CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
 REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
 RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
 SEED = arg("--seed", type=int, default=0)
+SERIES = arg("--series", help="of a DICOM folder: number or description; default: by the contrast")
 FORCE = arg("--force", action="store_true", help="replace what an earlier call wrote")
 REVERSE = (
     arg("--steps", type=int, help="reverse steps, at most 10; default: the model's own"),
@@ -135,6 +136,7 @@ def phantom(args):
     arg("--size", type=int, default=96, help="of the slices, pixels"),
     arg("--splits", type=path, help='JSON file {"train": [subjects], "val": ..., "test": ...}; else random'),
     arg("--patients-in-train", action="store_true", help="train on the lesion-free slices of patients too"),
+    SERIES,
     arg("--png", type=folder, help="also write PNG files to this folder"),
     arg("--workers", type=int, help="processes; default: one a core"),
     SEED,
@@ -144,7 +146,7 @@ def prepare(args) -> int:
     from madad_lite.scans.grid import Grid
     from madad_lite.slices.folder import prepare_folder
 
-    options = chosen(args, "contrast layout seed workers patients_in_train splits")
+    options = chosen(args, "contrast layout series seed workers patients_in_train splits")
     options |= {"grid": Grid(spacing=args.spacing, size=args.size), "register": YES_NO[args.register]}
     manifest = prepare_folder(args.source, args.out, **options)
     if args.png:
@@ -214,7 +216,7 @@ def assemble(args):
 @command(
     "detect",
     "anomaly maps of scans",
-    arg("scan", nargs="+", type=path, help="NIfTI files, or folders of them: all but earlier results"),
+    arg("scan", nargs="+", type=path, help="NIfTI files, folders of them, or DICOM folders, each one scan"),
     OUT,
     arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
     arg("--force-contrast", action="store_true", help="also scans that look like another contrast"),
@@ -222,6 +224,7 @@ def assemble(args):
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
     arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
     arg("--channel", type=int, help="which volume of a 4-D file"),
+    SERIES,
     REGISTER,
     arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
     arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
@@ -238,10 +241,10 @@ def detect(args) -> int:
 
     scans = scans_in(args.scan)
     if not scans:
-        raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) there")
+        raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) and no DICOM file there")
     if args.device is not None:
         _check_device(args.device)
-    options = chosen(args, "weights brain channel z_range z_spacing batch_size device resume force")
+    options = chosen(args, "weights brain channel series z_range z_spacing batch_size device resume force")
     options |= chosen(args, "force_contrast mask keep_brain eta score seed")
     options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
     failed = detect(scans, args.out, **options)
