@@ -17,7 +17,6 @@ SLOW_FILES = {
     "test_learning",
     "test_many_scans",
     "test_onnx_export",
-    "test_playground",
     "test_processes",
     "test_reproduce",
     "test_site",
