@@ -32,9 +32,7 @@ def arg(*names: str, **options) -> tuple[tuple[str, ...], dict]:
 
 
 def command(name: str, text: str, *arguments):
-    """Adds a command; the function gets the arguments as they were parsed and returns nothing, or the exit
-    code.
-    """
+    """Adds a command; its function gets the parsed arguments and returns nothing, or the exit code."""
 
     def add(run: Callable) -> Callable:
         COMMANDS[name] = (text, arguments, run)
@@ -328,6 +326,18 @@ def import_official(args):
     options = chosen(args, "contrast spacing z_spacing") | {"slice_size": args.size, "num_heads": args.heads}
     written = import_official(args.file, args.out, **options)
     print(f"imported: {written}")
+
+
+@command(
+    "export-onnx",
+    "weights as ONNX files and a JSON of their settings, for other programs",
+    arg("weights", type=path, help="a shipped name, a folder, or a hub id"),
+    *(OUT, FORCE, arg("--half", action="store_true", help="store in half precision: half the size")),
+)
+def export_onnx(args):
+    from madad_lite.onnx_export import export_onnx
+
+    print(f"exported: {export_onnx(**chosen(args, 'weights out half force'))}")
 
 
 class Parser(argparse.ArgumentParser):

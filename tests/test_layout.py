@@ -30,6 +30,7 @@ EDGES: dict[str, str] = {
     "detection": "pipeline plotting scans training",
     "evaluation": "pipeline slices training family",
     "simulation": "scans slices",
+    "onnx_export": "method extensions settings pipeline",
     "authors": "method pipeline scans slices training",
     "demo": "pipeline plotting scans slices training detection evaluation simulation",
 }
