@@ -45,7 +45,7 @@ try:
     import madad_lite
 except ImportError:  # as in Colab, where what is installed stays as it is
     # !pip list --format=freeze > /tmp/installed.txt
-    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
+    # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
     import madad_lite
 
 # %% [markdown]

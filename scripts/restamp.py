@@ -27,7 +27,7 @@ try:
     import madad_lite
 except ImportError:  # as in Colab, where what is installed stays as it is
     !pip list --format=freeze > /tmp/installed.txt
-    %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+{url}"
+    %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+{url}"
     import madad_lite
 """
 SET_UP_FORM = (

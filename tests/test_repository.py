@@ -209,7 +209,7 @@ def test_notebook_sets_itself_up_in_colab(name):
     assert source.count("%pip install") == 1 and restamp.with_set_up(path, source, ADDRESS) == source
     # pip may change nothing that is installed, and what only our own .venv needs is not brought
     assert "    # !pip list --format=freeze > /tmp/installed.txt\n" in source
-    assert f'    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+{ADDRESS}"\n' in source
+    assert f'    # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+{ADDRESS}"\n' in source
 
 
 def test_restamp_writes_the_set_up_cell(tmp_path):
@@ -257,7 +257,7 @@ def test_run_notebooks_stores_what_ran_and_only_that(tmp_path, monkeypatch, caps
 
 def test_environment_yml_asks_for_the_same_as_pyproject():
     extras = PROJECT["optional-dependencies"]
-    wanted = requirements(PROJECT["dependencies"] + extras["notebooks"] + extras["prep"])
+    wanted = requirements(PROJECT["dependencies"] + extras["notebooks"] + extras["paint"] + extras["prep"])
     wanted = {CONDA_NAMES.get(name, name).lower(): bounds for name, bounds in wanted.items()}
     lines = (ROOT / "environment.yml").read_text().split("dependencies:\n")[1].splitlines()
     # those that conda-forge lacks come from pip, further in
