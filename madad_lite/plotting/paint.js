@@ -18,8 +18,8 @@ function element(tag, parent, properties = {}, style = "") {
 
 function slider(parent, name, text, low, high, step, value) {
   const row = element("label", parent, {}, "display:flex;gap:8px;align-items:center;margin:2px 0");
-  element("span", row, { textContent: text }, "width:11em");
-  const input = element("input", row, { type: "range", min: low, max: high, step, value, className: name }, "flex:1");
+  element("span", row, { textContent: text }, "width:11em;white-space:nowrap");
+  const input = element("input", row, { type: "range", min: low, max: high, step, value, className: name, title: text }, "flex:1");
   const shown = element("output", row, { textContent: value }, "width:3em;text-align:right");
   input.addEventListener("input", () => (shown.textContent = input.value));
   return input;
@@ -39,7 +39,7 @@ function render({ model, el }) {
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", "A brain slice to paint a lesion on");
   const radius = slider(left, "paint-radius", "brush radius, pixels", 1, 16, 0.5, 6);
-  const grey = slider(left, "paint-grey", "grey (-1 black, 1 white)", -1, 1, 0.05, -0.8);
+  const grey = slider(left, "paint-grey", "grey, -1 to 1", -1, 1, 0.05, -0.8);
   const softness = slider(left, "paint-softness", "softness of the edge", 0, 1, 0.05, 0.3);
   const texture = slider(left, "paint-texture", "texture", 0, 1, 0.05, 0);
   const buttons = element("div", left, {}, "display:flex;gap:8px;align-items:center;margin-top:6px;flex-wrap:wrap");
@@ -53,7 +53,7 @@ function render({ model, el }) {
   const right = element("div", root, {}, "flex:1;min-width:280px");
   const picture = element("img", right, { className: "paint-picture", alt: "Nothing healed yet" },
     "max-width:100%;height:auto;display:none");
-  const threshold = slider(right, "paint-threshold", "found: score at or above", 0.01, 1, 0.01, model.get("threshold"));
+  const threshold = slider(right, "paint-threshold", "found from a score of", 0.01, 1, 0.01, model.get("threshold"));
   const words = element("p", right, { className: "paint-words" }, "margin:6px 0");
   words.setAttribute("aria-live", "polite");
 

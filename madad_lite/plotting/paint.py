@@ -82,7 +82,7 @@ class Canvas(anywidget.AnyWidget):
     def _drawn(self) -> bytes:
         if self.out is None:
             return png(plotting.slice_grid(self.image, titles=["paint here"]))
-        return png(plotting.healing_figure(self.out, 0, self.marks))
+        return png(plotting.healing_figure(self.out, 0, self.marks, columns=2))
 
     def _repr_mimebundle_(self, **kwargs):
         return still(super()._repr_mimebundle_(**kwargs), self._drawn())

@@ -114,28 +114,30 @@ def detection_figure(out, index: int, truth=None, *, vmax: float = 1.0):
     return fig
 
 
-def healing_figure(out, index: int, truth=None, threshold: float | None = None):
+def healing_figure(out, index: int, truth=None, threshold: float | None = None, columns: int = 4):
     """What the network took for noise, the healed slice and the anomaly map of one slice, side by side.
 
     out: the pipeline's output with S steps. index: which of its N slices. truth: (H, W) mask to outline. The second
     picture shows each cell's highest probability of the S steps. With a threshold, the Dice coefficient of what lies at
-    or above it stands over the map.
+    or above it stands over the map. columns: 4, 2 or 1 pictures side by side.
     """
     scan, chance = one_slice(out.image[index]), as_array(out.mask_probability)[:, index, 0].max(0)
-    fig, axes = tiles(1, 4, scan.shape, tile=1.85, head=0.42, right=0.65, gap=0.72)
-    show(axes[0, 0], scan, "scan")
+    tile = 1.85 if columns > 2 else 2.2
+    fig, axes = tiles(4 // columns, columns, scan.shape, tile=tile, head=0.42, right=0.65, gap=0.72)
+    axes = axes.reshape(-1)  # scan, probability, healed, map
+    show(axes[0], scan, "scan")
     options = dict(cmap="viridis", vmin=0, vmax=1, extent=frame_of(scan.shape))
-    first = show(axes[0, 1], chance, "taken for noise\n(highest of all steps)", **options)
-    show(axes[0, 2], one_slice(out.healed[index]), "healed")
+    first = show(axes[1], chance, "taken for noise\n(highest of all steps)", **options)
+    show(axes[2], one_slice(out.healed[index]), "healed")
     score = one_slice(out.anomaly_map[index])
     title = "anomaly map"
     if threshold is not None and truth is not None:
         title += f"\nDice {dice_of(found(score, threshold), one_slice(truth) > 0):.2f} at {threshold:.2f}"
-    second = show(axes[0, 3], score, title, cmap="magma", vmin=0, vmax=1)
-    colour_bar(fig, first, axes[0, 1], "probability")
-    colour_bar(fig, second, axes[0, 3], "anomaly score")
+    second = show(axes[3], score, title, cmap="magma", vmin=0, vmax=1)
+    colour_bar(fig, first, axes[1], "probability")
+    colour_bar(fig, second, axes[3], "anomaly score")
     if truth is not None:
-        for ax in axes[0]:
+        for ax in axes:
             contour(ax, one_slice(truth, "truth"))
     return fig
 
