@@ -13,6 +13,7 @@ from .charts import (
     dice_by_size,
     dice_curve,
     intensity_histogram,
+    patient_figure,
     precision_recall,
     read_log,
     schedule,
@@ -21,6 +22,7 @@ from .charts import (
 from .process import forward_process, latent_channels, mask_examples, reverse_step, trajectory
 from .scans import (
     detection_figure,
+    healing_figure,
     overlay,
     scan_report,
     slice_grid,
@@ -35,10 +37,12 @@ __all__ = [
     "dice_by_size",
     "dice_curve",
     "forward_process",
+    "healing_figure",
     "intensity_histogram",
     "latent_channels",
     "mask_examples",
     "overlay",
+    "patient_figure",
     "precision_recall",
     "read_log",
     "reverse_step",
