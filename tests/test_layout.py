@@ -26,7 +26,7 @@ EDGES: dict[str, str] = {
     # what works with it
     "plotting": "masking evaluation.counts",
     "training": "method extensions slices settings pipeline",
-    "family": "method extensions slices training",
+    "family": "method extensions slices training pipeline",
     "detection": "pipeline plotting scans training",
     "evaluation": "pipeline slices training family",
     "simulation": "scans slices",
