@@ -62,12 +62,9 @@ class CellReader(ModelMixin, ConfigMixin):
         cells = F.pixel_unshuffle(x, CELL).flatten(2).transpose(1, 2)  # (N, h * w, 64)
         where = positions(h, w, self.config.width).to(x)
         tokens = self.look(cells) + where
-        read = tokens[visible].view(len(x), -1, tokens.shape[-1])  # (N, V, width): only what is visible
-        for layer in self.reader:
-            read = layer(read)
-        tokens = (
-            (self.hidden + where).expand(tokens.shape).masked_scatter(visible[..., None], read.to(tokens))
-        )
+        for layer in self.reader:  # what is hidden is not looked at
+            tokens = layer(tokens, src_key_padding_mask=~visible)
+        tokens = torch.where(visible[..., None], tokens, self.hidden + where)
         for layer in self.guesser:
             tokens = layer(tokens)  # (N, h * w, width)
         words = self.say(tokens).transpose(1, 2).unflatten(2, (h, w))  # (N, 4 * WORDS, h, w)

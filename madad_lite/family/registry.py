@@ -19,6 +19,14 @@ FAMILY = {
     "mddpm": ("mddpm", "MDDPM"),
     "cddpm": ("cddpm", "CDDPM"),
     "maediff": ("maediff", "MAEDiff"),
+    "mdps": ("mdps", "MDPS"),
+    "bernoulli": ("bernoulli", "Bernoulli"),
+    "itermask": ("itermask", "IterMask"),
+    "deco_diff": ("deco_diff", "DecoDiff"),
+    "reflect": ("reflect", "Reflect"),
+    "reflect2": ("reflect", "Reflect2"),
+    "mad_ad": ("mad_ad", "MadAd"),
+    "mad_ad_paper": ("mad_ad", "MadAdPaper"),
 }
 
 
