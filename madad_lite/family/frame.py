@@ -131,7 +131,7 @@ class Method:
         self.networks = Networks(networks).requires_grad_(False).eval()
         self.device = torch.device("cpu")
 
-    # ------------------------------------------------------------------------------- what a method says of itself
+    # what a method says of itself
 
     def build(self) -> dict[str, ModelMixin]:
         """Its untrained networks, by the names of `kinds`."""
@@ -152,14 +152,14 @@ class Method:
         return [Stage("all", list(self.kinds), self.draw, self.loss)] if self.kinds else []
 
     def measure(self, x: torch.Tensor, brain: torch.Tensor, rng: Rng) -> dict[str, float]:
-        """What it must know of healthy validation slices (N, 1, H, W) after training."""
+        """What it must know of healthy validation slices after training."""
         return {}
 
     def score(self, x: torch.Tensor, brain: torch.Tensor, rng: Rng) -> torch.Tensor:
         """The map of some slices, (N, 1, H, W); what is below 0, above 1 or outside the brain is cut afterwards."""
         raise NotImplementedError
 
-    # --------------------------------------------------------------------------------------- what all have in common
+    # what all have in common
 
     @property
     def name(self) -> str:
@@ -212,9 +212,8 @@ class Method:
         batch_size: slices at once; the map does not depend on it. ValueError: what makes no sense.
         """
         if slices.ndim != 4 or slices.shape[1] != 1 or brain.shape != slices.shape or not len(slices):
-            raise Refused(
-                f"slices and brain must be (N, 1, H, W), not {tuple(slices.shape)} and {tuple(brain.shape)}"
-            )
+            shapes = f"{tuple(slices.shape)} and {tuple(brain.shape)}"
+            raise Refused(f"slices and brain must be (N, 1, H, W), not {shapes}")
         if any(side % self.divisor for side in slices.shape[2:]):
             raise Refused(
                 f"{self.name}: sides of slices must be divisible by {self.divisor}: {tuple(slices.shape)}"
