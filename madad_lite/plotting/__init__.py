@@ -18,7 +18,7 @@ from .charts import (
     schedule,
     training_curves,
 )
-from .process import forward_process, latent_channels, mask_examples, reverse_step, trajectory
+from .process import forward_process, healing_film, latent_channels, mask_examples, reverse_step, trajectory
 from .scans import (
     detection_figure,
     overlay,
@@ -28,6 +28,7 @@ from .scans import (
     threshold_figure,
     volume_view,
 )
+from .schematic import method
 
 __all__ = [
     "compare_methods",
@@ -35,9 +36,11 @@ __all__ = [
     "dice_by_size",
     "dice_curve",
     "forward_process",
+    "healing_film",
     "intensity_histogram",
     "latent_channels",
     "mask_examples",
+    "method",
     "overlay",
     "precision_recall",
     "read_log",
