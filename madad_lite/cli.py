@@ -270,12 +270,11 @@ def detect(args) -> int:
         raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) and no DICOM file there")
     if args.device is not None:
         _check_device(args.device)
-    options = chosen(args, "weights brain channel series z_range z_spacing batch_size device resume force")
     if args.method is not None:
         from madad_lite.cli_family import detect
 
         return detect(args, scans, YES_NO[args.register])
-    options = chosen(args, "weights brain channel z_range z_spacing batch_size device resume force")
+    options = chosen(args, "weights brain channel series z_range z_spacing batch_size device resume force")
     options |= chosen(args, "force_contrast mask keep_brain eta score seed")
     options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
     failed = detect(scans, args.out, **options)
