@@ -17,6 +17,7 @@ from pathlib import Path
 
 import madad_lite
 from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
+from madad_lite.family.registry import FAMILY
 from madad_lite.threads import use_free_cores
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
@@ -32,9 +33,7 @@ def arg(*names: str, **options) -> tuple[tuple[str, ...], dict]:
 
 
 def command(name: str, text: str, *arguments):
-    """Adds a command; the function gets the arguments as they were parsed and returns nothing, or the exit
-    code.
-    """
+    """Adds a command; its function gets the parsed arguments and returns nothing, or the exit code."""
 
     def add(run: Callable) -> Callable:
         COMMANDS[name] = (text, arguments, run)
@@ -168,16 +167,20 @@ def recolour(args):
 
 @command(
     "train",
-    "train the autoencoder or the masked denoiser on prepared slices",
-    arg("stage", choices=("autoencoder", "denoiser")),
+    "train the autoencoder, the masked denoiser, or another method of the family on prepared slices",
+    arg("stage", choices=("autoencoder", "denoiser", *FAMILY), metavar="STAGE", help="%(choices)s"),
     DATA,
     OUT,
-    arg("--autoencoder", type=path, help="for the denoiser: folder of the trained autoencoder"),
+    arg("--autoencoder", type=path, help="for what lives in its latents: folder of the trained autoencoder"),
     RECIPE,
     changes("NAME=VALUE", "settings that differ, such as steps=500 size=XS"),
     arg("--resume", action="store_true", help="go on from the last checkpoint"),
 )
 def train(args):
+    if args.stage in FAMILY:
+        from madad_lite.cli_family import train
+
+        return train(args, settings(args.set))
     from madad_lite.training.autoencoder import train_autoencoder
     from madad_lite.training.denoiser import train_denoiser
     from madad_lite.training.settings import RECIPES, configured
@@ -192,6 +195,28 @@ def train(args):
         config = configured(recipe.denoiser, **settings(args.set))
         run = train_denoiser(args.data, args.autoencoder, args.out, config, resume=args.resume)
     print(f"weights: {run / 'best'} and {run / 'last'}")
+
+
+@command(
+    "compare",
+    "train methods of the family alike on the same slices, and measure them side by side",
+    DATA,
+    arg(
+        "--methods",
+        required=True,
+        help=f"with commas between: {', '.join(FAMILY)}, or folders of trained ones",
+    ),
+    OUT,
+    arg("--steps", type=int, default=500, help="of each training"),
+    arg("--autoencoder", type=path, help="for those in latents; default: the shipped one of the contrast"),
+    arg("--after", nargs="*", default=["sigma=0.7"], metavar="NAME=VALUE", help="what is done to every map"),
+    changes("NAME=VALUE", "settings of the trainings, such as batch_size=16"),
+    SEED,
+)
+def compare(args):
+    from madad_lite.cli_family import compare
+
+    compare(args, settings)
 
 
 @command(
@@ -219,6 +244,7 @@ def assemble(args):
     arg("scan", nargs="+", type=path, help="NIfTI files, folders of them, or DICOM folders, each one scan"),
     OUT,
     arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
+    arg("--method", type=folder, help="another trained method of the family: its folder; maps only"),
     arg("--force-contrast", action="store_true", help="also scans that look like another contrast"),
     arg("--brain", type=path, help="brain mask; of several scans a pattern, such as {name}_mask.nii.gz"),
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
@@ -244,6 +270,10 @@ def detect(args) -> int:
         raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) and no DICOM file there")
     if args.device is not None:
         _check_device(args.device)
+    if args.method is not None:
+        from madad_lite.cli_family import detect
+
+        return detect(args, scans, YES_NO[args.register])
     options = chosen(args, "weights brain channel series z_range z_spacing batch_size device resume force")
     options |= chosen(args, "force_contrast mask keep_brain eta score seed")
     options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
@@ -328,6 +358,18 @@ def import_official(args):
     options = chosen(args, "contrast spacing z_spacing") | {"slice_size": args.size, "num_heads": args.heads}
     written = import_official(args.file, args.out, **options)
     print(f"imported: {written}")
+
+
+@command(
+    "export-onnx",
+    "weights as ONNX files and a JSON of their settings, for other programs",
+    arg("weights", type=path, help="a shipped name, a folder, or a hub id"),
+    *(OUT, FORCE, arg("--half", action="store_true", help="store in half precision: half the size")),
+)
+def export_onnx(args):
+    from madad_lite.onnx_export import export_onnx
+
+    print(f"exported: {export_onnx(**chosen(args, 'weights out half force'))}")
 
 
 class Parser(argparse.ArgumentParser):

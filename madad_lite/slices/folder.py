@@ -28,7 +28,7 @@ from madad_lite.files import (
     writing,
 )
 from madad_lite.scans.dicom import convert_people, holds_dicom
-from madad_lite.scans.find import ScanFiles, find_scans
+from madad_lite.scans.find import ScanFiles, find_scans, is_simulated
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.slices.manifest import ENTRY, Manifest, contradiction, write_arrays
@@ -151,9 +151,10 @@ def prepare_folder(
     A folder without NIfTI files that holds DICOM files has one examination in each subfolder, or is one: they are
     converted to `out/nifti` first, see scans.dicom.
     splits: which subject goes where, as a mapping or a JSON file {"train": [...], "val": [...], "test":
-        [...]}; subjects in none are left out. Without it a random split by subject: normal subjects by
-        `fractions`, patients to val and test, half each, or, with `patients_in_train`, by `fractions` too
-        (SliceDataset then trains only on their slices without lesion).
+        [...]}; subjects in none are left out. Without it a hash of each subject's name decides (see
+        splits.split_subjects; of the simulated cohort, split_by_count): normal subjects by `fractions`, patients
+        to val and test, half each, or, with `patients_in_train`, by `fractions` too (SliceDataset then trains
+        only on their slices without lesion).
     series: of DICOM folders, the number or description that all of them have; None: see scans.dicom.choose.
     grid: by default Grid().  register: see `scans.prepare.prepare_volume`.
     workers: processes, by default one a core.
@@ -194,7 +195,7 @@ def prepare_folder(
     else:
         scans = find_scans(source, contrast, layout)
     # who is where is known before anything is written, so that wrong fractions leave no folder behind
-    options = {"splits": splits, "patients_in_train": patients_in_train}
+    options = {"splits": splits, "patients_in_train": patients_in_train, "by_count": is_simulated(source)}
     assign_splits(scans, fractions, seed, **options)
     manifest = _open(out, settings)
     scans = _with_their_ids(scans, source, manifest)
