@@ -1,7 +1,6 @@
 """The command line: madad demo | phantom | prepare | recolour | train | assemble | detect | evaluate | ...
 
-Thin: each command is its arguments and, below them, the call of one function. What is heavy to import is
-imported by the command that needs it.
+Thin: each command is its arguments and the call of one function; what is heavy is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -32,9 +31,7 @@ def arg(*names: str, **options) -> tuple[tuple[str, ...], dict]:
 
 
 def command(name: str, text: str, *arguments):
-    """Adds a command; the function gets the arguments as they were parsed and returns nothing, or the exit
-    code.
-    """
+    """Adds a command; the function gets the parsed arguments, and returns nothing or the exit code."""
 
     def add(run: Callable) -> Callable:
         COMMANDS[name] = (text, arguments, run)
@@ -48,6 +45,17 @@ def path(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty name; give the path of a file or folder")
     return text
+
+
+def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from low to high."""
+
+    def whole_number(text: str) -> int:
+        if low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} to {high}")
+
+    return whole_number
 
 
 def folder(text: str) -> str:
@@ -64,7 +72,7 @@ WEIGHTS = arg("--weights", type=path, default="t1", help="a shipped name, a fold
 CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
 REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
 RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
-SEED = arg("--seed", type=int, default=0)
+SEED = arg("--seed", type=whole(0, 2**32 - 1), default=0)
 FORCE = arg("--force", action="store_true", help="replace what an earlier call wrote")
 REVERSE = (
     arg("--steps", type=int, help="reverse steps, at most 10; default: the model's own"),
@@ -108,8 +116,8 @@ def demo(args):
     "phantom",
     "write a cohort of simulated subjects as NIfTI files",
     OUT,
-    arg("--normal", type=int, default=8),
-    arg("--patients", type=int, default=4),
+    arg("--normal", type=whole(0, 100_000), default=8),
+    arg("--patients", type=whole(0, 100_000), default=4),
     arg("--contrast", nargs="+", choices=CONTRASTS, default=["t1"]),
     arg("--spacing", type=float, default=2.0, help="voxel size in mm"),
     SEED,
@@ -136,16 +144,18 @@ def phantom(args):
     arg("--splits", type=path, help='JSON file {"train": [subjects], "val": ..., "test": ...}; else random'),
     arg("--patients-in-train", action="store_true", help="train on the lesion-free slices of patients too"),
     arg("--png", type=folder, help="also write PNG files to this folder"),
-    arg("--workers", type=int, help="processes; default: one a core"),
+    arg("--workers", type=whole(1, 10_000), help="processes; default: one a core"),
     SEED,
 )
 def prepare(args) -> int:
-    from madad_lite.authors.png_export import export_png
+    from madad_lite.authors.png_export import check_png_output, export_png
     from madad_lite.scans.grid import Grid
     from madad_lite.slices.folder import prepare_folder
 
     options = chosen(args, "contrast layout seed workers patients_in_train splits")
     options |= {"grid": Grid(spacing=args.spacing, size=args.size), "register": YES_NO[args.register]}
+    if args.png:
+        check_png_output(Path(args.png), {args.source, args.out})
     manifest = prepare_folder(args.source, args.out, **options)
     if args.png:
         export_png(manifest, args.png)
@@ -221,11 +231,11 @@ def assemble(args):
     arg("--brain", type=path, help="brain mask; of several scans a pattern, such as {name}_mask.nii.gz"),
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
     arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
-    arg("--channel", type=int, help="which volume of a 4-D file"),
+    arg("--channel", type=whole(0), help="which volume of a 4-D file"),
     REGISTER,
     arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
     arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
-    arg("--batch-size", type=int, help="slices at once; default: as many as fit"),
+    arg("--batch-size", type=whole(1), help="slices at once; default: as many as fit"),
     arg("--device", help="cpu, cuda, ...; default: a GPU if there is one"),
     arg("--resume", action="store_true", help="leave out the scans whose results are there"),
     arg("--force", action="store_true", help="overwrite results"),
@@ -317,7 +327,7 @@ def reproduce(args):
     arg("--spacing", type=float, default=1.0, help="of the slices, mm"),
     arg("--size", type=int, default=256, help="of the slices, pixels"),
     arg("--z-spacing", type=float, default=4.0, help="mm from slice to slice: only time depends on it"),
-    arg("--heads", type=int, help="of the UNet's attention; default: as in the authors' UNet of its width"),
+    arg("--heads", type=whole(1), help="of the UNet's attention; default: as the authors', by its width"),
 )
 def import_official(args):
     from madad_lite.authors.checkpoints import import_official

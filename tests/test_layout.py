@@ -27,7 +27,7 @@ EDGES: dict[str, str] = {
     "plotting": "masking evaluation.counts",
     "training": "method extensions slices settings pipeline",
     "family": "method extensions slices training",
-    "detection": "pipeline plotting scans training",
+    "detection": "pipeline plotting scans settings training",
     "evaluation": "pipeline slices training family",
     "simulation": "scans slices",
     "authors": "method pipeline scans slices training",
