@@ -24,8 +24,10 @@ from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, writ
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
 from madad_lite.scans.dicom import converter, dicom_to_nifti, holds_dicom
 from madad_lite.scans.find import brain_beside, contrast_of, is_mask
-from madad_lite.scans.grid import PreparedScan
+from madad_lite.scans.given import quick_look
+from madad_lite.scans.grid import Grid, PreparedScan
 from madad_lite.scans.nifti import return_to_scan
+from madad_lite.settings import DetectionSettings
 from madad_lite.training.processes import processes
 from madad_lite.weights import shipped
 
@@ -133,6 +135,10 @@ def detect(
         most = pipe.scheduler.config.num_train_timesteps
         if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
             raise Refused(f"steps: 1 to {most} reverse steps are possible, not {num_inference_steps}")
+        DetectionSettings.of(pipe.config, **({} if eta is None else {"eta": eta}))
+        quick_look(Grid.from_dict(pipe.config.grid), z_range, z_spacing)
+    if batch_size is not None and batch_size < 1:
+        raise Refused(f"batch_size is 1 or more, not {batch_size}")
     decides = score == "image" and all(pipe.config.decision_threshold is not None for pipe in pipes)
     if mask and not decides:
         raise Refused("a mask needs weights with a decision threshold, and the score 'image'")
