@@ -48,8 +48,18 @@ class Browser:
 
     def __init__(self):
         self.profile = tempfile.mkdtemp(prefix="chromium-")
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        options += ["--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={self.profile}"]
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+        ]
+        options += [
+            "--remote-debugging-port=0",
+            "--remote-allow-origins=*",
+            f"--user-data-dir={self.profile}",
+        ]
         command = [program(), *options, "about:blank"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port_file = Path(self.profile, "DevToolsActivePort")
@@ -80,7 +90,13 @@ class Page:
         self.number, self.errors = 0, []
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=touch,
+        )
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -129,7 +145,9 @@ class Page:
     def place(self, selector, x=0.5, y=0.5):
         """Pixels on the screen of a point in an element, brought into view; x, y: shares of its sides."""
         code = f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center'}});"
-        box = self.run(code + " const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()")
+        box = self.run(
+            code + " const b = e.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]; })()"
+        )
         return box[0] + x * box[2], box[1] + y * box[3]
 
     def drag(self, points):
@@ -143,7 +161,11 @@ class Page:
     def swipe(self, points):
         """The same with a finger."""
         for i, (x, y) in enumerate(points):
-            self.call("Input.dispatchTouchEvent", type="touchMove" if i else "touchStart", touchPoints=[{"x": x, "y": y}])
+            self.call(
+                "Input.dispatchTouchEvent",
+                type="touchMove" if i else "touchStart",
+                touchPoints=[{"x": x, "y": y}],
+            )
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def click(self, selector):
@@ -160,7 +182,13 @@ class Page:
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
 
     def offline(self, offline=True):
-        self.call("Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        self.call(
+            "Network.emulateNetworkConditions",
+            offline=offline,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
 
     def picture(self, path=None, whole=True):
         data = base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
