@@ -208,10 +208,9 @@ def test_paint_with_the_mouse_heal_and_play(page):
     dice, found, there = map(float, re.findall(r"\d+\.\d+", page.run(NUMBERS)))
     assert dice > 0.5 and found > 0.3 and there == pytest.approx(painted * 0.008, abs=0.006)
     # the film: every step is another picture, and play ends at the last
-    pictures = set()
-    for step in range(11):
-        page.run(f"(() => {{ playground.state.step = {step}; playground.show(); }})()")
-        pictures.add(page.run("document.getElementById('healed').toDataURL()"))
+    film = """Array.from({ length: 11 }, (_, step) => { playground.state.step = step; playground.show();
+      return document.getElementById('healed').toDataURL(); })"""
+    pictures = set(page.run(film))
     assert len(pictures) == 11
     page.run("playground.state.step = 3")
     page.click("#play")
