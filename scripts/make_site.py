@@ -151,12 +151,7 @@ def write_api(source: Path) -> list[str]:
             module = [p for p in ("madad_lite", *parts) if p != "__init__"]
             rooms.setdefault(room, []).append(".".join(module))
     (source / "api").mkdir()
-    lines = [
-        "# Modules and functions",
-        "",
-        "From their docstrings, one page for each room of the package.",
-        "",
-    ]
+    lines = []
     for room, modules in rooms.items():
         name = "madad_lite" if room == "root" else f"madad_lite.{room}"
         text = [f"# {name}", ""]
@@ -165,7 +160,8 @@ def write_api(source: Path) -> list[str]:
             text += ["```{eval-rst}", f".. automodule:: {module}", "   :members:", "   :no-index:", "```", ""]
         (source / "api" / f"{room}.md").write_text("\n".join(text), encoding="utf-8")
         lines.append(f"- [{name}](api/{room}.md)")
-    (source / "api.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with open(source / "api.md", "a", encoding="utf-8") as page:
+        page.write("\n".join(lines) + "\n")
     return list(rooms)
 
 
