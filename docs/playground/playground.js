@@ -654,5 +654,5 @@ async function begin() {
   for (const name of ["pointerdown", "keydown"]) addEventListener(name, load, { once: true });
 }
 
-window.playground = { state, heal, play, show, method };  // for the console, and for the tests
+window.playground = { state, heal, play, show, follow, method };  // for the console, and for the tests
 window.playground.ready = begin();
