@@ -590,6 +590,8 @@ def test_every_figure_is_small_sharp_and_closed(out, truth, decoded, tmp_path):
         plotting.precision_recall(out.anomaly_map, truth),
         plotting.dice_by_size({"small": 0.1}),
         plotting.compare_methods({"MAD-AD": {"Dice": 0.5}}),
+        plotting.patient_figure(out, truth, 3, 0.5),
+        plotting.healing_figure(out, 3, truth[3], 0.5),
     ]
     for i, fig in enumerate(figures):
         assert isinstance(fig, Figure)
@@ -598,3 +600,41 @@ def test_every_figure_is_small_sharp_and_closed(out, truth, decoded, tmp_path):
         fig.savefig(tmp_path / f"{i}.png")
         assert (tmp_path / f"{i}.png").stat().st_size < 200_000
     assert len(figures) == len(set(plotting.__all__) - {"read_log", "slice_names", "healing_film"})
+
+
+# ---------------------------------------------------------------- a patient at one threshold, a healed slice
+
+
+def test_patient_figure_counts_the_whole_volume(out, truth):
+    out.anomaly_map = torch.zeros(N, 1, SIZE, SIZE)
+    out.anomaly_map[3, 0, 8:14, 9:12] = 0.6  # half of the lesion
+    out.anomaly_map[0, 0, :2, :9] = 0.4  # false alarms, in another slice than the one shown
+    fig = plotting.patient_figure(out, truth, 3, 0.3)
+    left, right = fig.axes
+    dice = 2 * 18 / (36 + 36)
+    assert right.get_title() == f"Whole volume: Dice {dice:.2f}\nlesion 36 voxels, false alarms 18 voxels"
+    curve, point = right.lines
+    assert point.get_xydata().tolist() == [[0.5, 0.5]]
+    recall, precision = curve.get_data()
+    assert (0.5, 1.0) in set(zip(recall, precision)) and recall.max() == 1.0
+    assert left.get_title() == "slice 3"
+    calm = plotting.patient_figure(out, np.zeros_like(truth), 3, 0.9)
+    assert "nothing there, nothing found" in calm.axes[1].get_title() and not calm.axes[1].lines[1:]
+
+
+def test_patient_figure_gives_millilitres_where_the_grid_is_known(out, truth):
+    grid = SimpleNamespace(spacing=2.0, step=5.0, affine=np.eye(4))
+    out.prepared = SimpleNamespace(geometry=SimpleNamespace(grid=grid, slice_index=range(N)))
+    title = plotting.patient_figure(out, truth, 3, 0.3).axes[1].get_title()
+    assert "lesion 0.7 mL, false alarms 0.0 mL" in title  # 36 voxels of 20 mm3
+
+
+def test_healing_figure_shows_the_highest_probability_and_outlines_what_was_painted(out, truth):
+    fig = plotting.healing_figure(out, 3, truth[3], threshold=0.5)
+    panels = fig.axes[:4]
+    shown = panels[1].get_images()[0]
+    assert np.allclose(shown.get_array(), out.mask_probability[:, 3, 0].amax(0))
+    assert np.allclose(panels[2].get_images()[0].get_array(), out.healed[3, 0])
+    assert panels[3].get_title() == "anomaly map\nDice 1.00 at 0.50"
+    assert all(any(isinstance(c, ContourSet) for c in ax.get_children()) for ax in panels)
+    assert [ax.get_ylabel() for ax in fig.axes[4:]] == ["probability", "anomaly score"]
