@@ -737,7 +737,7 @@ checks.run(checks.check_06_score, my_score)
 #
 # ### Exercise 4 (investigate): how small and how faint may damage be?
 #
-# Repeat the test of section 3 with blocks of 1 × 1, 2 × 2 and 4 × 4 cells, at $t = 0$, where the noise is faintest, with several draws of the noise. Which share of the cells of such blocks does the network mark ($\hat M > 0.5$)? Answer with `{1: ..., 2: ..., 4: ...}`. What does that say about small, faint lesions?
+# Repeat the test of section 3 with blocks of 1 × 1, 2 × 2 and 4 × 4 cells, at $t = 0$, where the noise is faintest, with several draws of the noise. Which share of the cells of such blocks does the network mark ($\hat M > 0.5$)? Answer with `{1: ..., 2: ..., 4: ...}`. Compare with the faint discs of section 8: is it size and strength alone that decide what is noticed?
 
 # %%
 smallest = None  # your answer
