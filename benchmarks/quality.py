@@ -32,8 +32,8 @@ from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices, load_split
 from madad_lite.extensions.intensity_weight import weigh_by_intensity
 from madad_lite.family import BASELINES
-from madad_lite.family.dae import DenoisingAutoencoder
-from madad_lite.family.ddpm import Diffusion
+from madad_lite.family.frame import load
+from madad_lite.family.postprocess import Postprocessing
 from madad_lite.files import write_json
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.plotting import slice_grid
@@ -68,6 +68,12 @@ def mad_ad(*, alone: bool = False, changes: dict | None = None, **options) -> Me
 
 def baseline(method: Callable) -> Method:
     return lambda pipe, images, brain, scans: method(pipe, images, brain)
+
+
+def filtered(method, median: int = 0) -> Callable:
+    """A method of the family, as a baseline, median-filtered or smoothed a little in the slice."""
+    after = Postprocessing(median=median, sigma=0.7)
+    return lambda pipe, images, brain: after(method(images, brain), images, brain)
 
 
 def helped(method: Method, sigma: float, through: float, weight: float) -> Method:
@@ -143,23 +149,18 @@ def candidates(
         name, folder = "MAD-AD, the baselines' budget", baselines / "mad_ad" / "best"
         method = mad_ad(changes={"denoiser": Denoiser.from_pretrained(folder)})
         found[name] = {"": keeping(kept, [weights, folder], method, name)}
-        folder = baselines / "dae" / "best"
-        add(
-            "DAE",
-            [folder],
-            {f"median {k}" if k else "": DenoisingAutoencoder.load(folder, median=k) for k in (0, 5)},
-        )
+        folder = baselines / "dae"
+        dae = load(folder)
+        add("DAE", [folder / "unet"], {f"median {k}" if k else "": filtered(dae, k) for k in (0, 5)})
         for name, method, noise in (
             ("AnoDDPM, Gaussian", "anoddpm", "gaussian"),
             ("AnoDDPM, fractal", "anoddpm", "fractal"),
             ("AutoDDPM", "autoddpm", "gaussian"),
             ("THOR", "thor", "gaussian"),
         ):
-            folder = baselines / noise / "best"
-            starts = {
-                f"start {t}": Diffusion.load(folder, method=method, noise=noise, start=t) for t in (390, 640)
-            }
-            add(name, [folder], starts)
+            folder = baselines / noise
+            starts = {f"start {t}": filtered(load(folder, name=method, start=t)) for t in (390, 640)}
+            add(name, [folder / "unet"], starts)
     return found
 
 

@@ -5,6 +5,7 @@ denoising autoencoder.
     work/baselines_t1
 
 MAD-AD's own denoiser is trained once more, with their budget. An interrupted run goes on where it stopped.
+`family.py` races the whole family.
 """
 
 from __future__ import annotations
@@ -12,13 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffusers import AutoencoderKL
-
-from madad_lite.family.dae import train_dae
-from madad_lite.family.ddpm import train_ddpm
+from madad_lite.family.dae import DAE
+from madad_lite.family.ddpm import AnoDDPM
 from madad_lite.training.denoiser import train_denoiser
-from madad_lite.training.latent_cache import encode_latents
-from madad_lite.training.settings import RECIPES, TrainingConfig, configured
+from madad_lite.training.settings import RECIPES, configured
 
 NETWORKS = ("gaussian", "dae", "mad_ad", "fractal")
 
@@ -33,22 +31,17 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=1500)
     p.add_argument("--only", nargs="*", choices=NETWORKS, default=NETWORKS)
     args = p.parse_args()
-    budget = dict(steps=args.steps, batch_size=16, validate_every=250, checkpoint_every=250)
-    config, own = TrainingConfig(**budget), configured(RECIPES["lite"].denoiser, **budget, variants=5)
-    latents = encode_latents(
-        args.data, AutoencoderKL.from_pretrained(args.autoencoder), args.out / "latents", own
-    )
+    budget = dict(steps=args.steps, batch_size=16, validate_every=250, checkpoint_every=250, variants=5)
     for name in args.only:
         out = args.out / name
         if name == "dae":
-            train_dae(args.data, out, config, resume=True)
+            DAE.train(args.data, out, DAE.Config(**budget), resume=True)
         elif name == "mad_ad":
-            out.mkdir(exist_ok=True)
-            if not (out / "latents").exists():
-                (out / "latents").symlink_to(latents.resolve())
+            own = configured(RECIPES["lite"].denoiser, **budget)
             train_denoiser(args.data, args.autoencoder, out, own, resume=True)
         else:
-            train_ddpm(latents, out, config, noise=name, resume=True)
+            config = AnoDDPM.Config(**budget, noise=name)
+            AnoDDPM.train(args.data, out, config, autoencoder=args.autoencoder, resume=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The command line: madad demo | phantom | prepare | recolour | train | assemble | detect | evaluate | ...
 
-Thin: each command is its arguments and, below them, the call of one function. What is heavy to import is
-imported by the command that needs it.
+Thin: each command is its arguments and the call of one function; what is heavy is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import madad_lite
 from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
+from madad_lite.family.registry import FAMILY
 from madad_lite.threads import use_free_cores
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
@@ -32,9 +32,7 @@ def arg(*names: str, **options) -> tuple[tuple[str, ...], dict]:
 
 
 def command(name: str, text: str, *arguments):
-    """Adds a command; the function gets the arguments as they were parsed and returns nothing, or the exit
-    code.
-    """
+    """Adds a command; its function gets the parsed arguments and returns nothing, or the exit code."""
 
     def add(run: Callable) -> Callable:
         COMMANDS[name] = (text, arguments, run)
@@ -48,6 +46,17 @@ def path(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty name; give the path of a file or folder")
     return text
+
+
+def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from low to high."""
+
+    def whole_number(text: str) -> int:
+        if low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} to {high}")
+
+    return whole_number
 
 
 def folder(text: str) -> str:
@@ -64,7 +73,8 @@ WEIGHTS = arg("--weights", type=path, default="t1", help="a shipped name, a fold
 CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
 REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
 RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
-SEED = arg("--seed", type=int, default=0)
+SEED = arg("--seed", type=whole(0, 2**32 - 1), default=0)
+SERIES = arg("--series", help="of a DICOM folder: number or description; default: by the contrast")
 FORCE = arg("--force", action="store_true", help="replace what an earlier call wrote")
 REVERSE = (
     arg("--steps", type=int, help="reverse steps, at most 10; default: the model's own"),
@@ -108,8 +118,8 @@ def demo(args):
     "phantom",
     "write a cohort of simulated subjects as NIfTI files",
     OUT,
-    arg("--normal", type=int, default=8),
-    arg("--patients", type=int, default=4),
+    arg("--normal", type=whole(0, 100_000), default=8),
+    arg("--patients", type=whole(0, 100_000), default=4),
     arg("--contrast", nargs="+", choices=CONTRASTS, default=["t1"]),
     arg("--spacing", type=float, default=2.0, help="voxel size in mm"),
     SEED,
@@ -135,17 +145,20 @@ def phantom(args):
     arg("--size", type=int, default=96, help="of the slices, pixels"),
     arg("--splits", type=path, help='JSON file {"train": [subjects], "val": ..., "test": ...}; else random'),
     arg("--patients-in-train", action="store_true", help="train on the lesion-free slices of patients too"),
+    SERIES,
     arg("--png", type=folder, help="also write PNG files to this folder"),
-    arg("--workers", type=int, help="processes; default: one a core"),
+    arg("--workers", type=whole(1, 10_000), help="processes; default: one a core"),
     SEED,
 )
 def prepare(args) -> int:
-    from madad_lite.authors.png_export import export_png
+    from madad_lite.authors.png_export import check_png_output, export_png
     from madad_lite.scans.grid import Grid
     from madad_lite.slices.folder import prepare_folder
 
-    options = chosen(args, "contrast layout seed workers patients_in_train splits")
+    options = chosen(args, "contrast layout series seed workers patients_in_train splits")
     options |= {"grid": Grid(spacing=args.spacing, size=args.size), "register": YES_NO[args.register]}
+    if args.png:
+        check_png_output(Path(args.png), {args.source, args.out})
     manifest = prepare_folder(args.source, args.out, **options)
     if args.png:
         export_png(manifest, args.png)
@@ -166,16 +179,20 @@ def recolour(args):
 
 @command(
     "train",
-    "train the autoencoder or the masked denoiser on prepared slices",
-    arg("stage", choices=("autoencoder", "denoiser")),
+    "train the autoencoder, the masked denoiser, or another method of the family on prepared slices",
+    arg("stage", choices=("autoencoder", "denoiser", *FAMILY), metavar="STAGE", help="%(choices)s"),
     DATA,
     OUT,
-    arg("--autoencoder", type=path, help="for the denoiser: folder of the trained autoencoder"),
+    arg("--autoencoder", type=path, help="for what lives in its latents: folder of the trained autoencoder"),
     RECIPE,
     changes("NAME=VALUE", "settings that differ, such as steps=500 size=XS"),
     arg("--resume", action="store_true", help="go on from the last checkpoint"),
 )
 def train(args):
+    if args.stage in FAMILY:
+        from madad_lite.cli_family import train
+
+        return train(args, settings(args.set))
     from madad_lite.training.autoencoder import train_autoencoder
     from madad_lite.training.denoiser import train_denoiser
     from madad_lite.training.settings import RECIPES, configured
@@ -190,6 +207,28 @@ def train(args):
         config = configured(recipe.denoiser, **settings(args.set))
         run = train_denoiser(args.data, args.autoencoder, args.out, config, resume=args.resume)
     print(f"weights: {run / 'best'} and {run / 'last'}")
+
+
+@command(
+    "compare",
+    "train methods of the family alike on the same slices, and measure them side by side",
+    DATA,
+    arg(
+        "--methods",
+        required=True,
+        help=f"with commas between: {', '.join(FAMILY)}, or folders of trained ones",
+    ),
+    OUT,
+    arg("--steps", type=int, default=500, help="of each training"),
+    arg("--autoencoder", type=path, help="for those in latents; default: the shipped one of the contrast"),
+    arg("--after", nargs="*", default=["sigma=0.7"], metavar="NAME=VALUE", help="what is done to every map"),
+    changes("NAME=VALUE", "settings of the trainings, such as batch_size=16"),
+    SEED,
+)
+def compare(args):
+    from madad_lite.cli_family import compare
+
+    compare(args, settings)
 
 
 @command(
@@ -214,18 +253,20 @@ def assemble(args):
 @command(
     "detect",
     "anomaly maps of scans",
-    arg("scan", nargs="+", type=path, help="NIfTI files, or folders of them: all but earlier results"),
+    arg("scan", nargs="+", type=path, help="NIfTI files, folders of them, or DICOM folders, each one scan"),
     OUT,
     arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
+    arg("--method", type=folder, help="another trained method of the family: its folder; maps only"),
     arg("--force-contrast", action="store_true", help="also scans that look like another contrast"),
     arg("--brain", type=path, help="brain mask; of several scans a pattern, such as {name}_mask.nii.gz"),
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
     arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
-    arg("--channel", type=int, help="which volume of a 4-D file"),
+    arg("--channel", type=whole(0), help="which volume of a 4-D file"),
+    SERIES,
     REGISTER,
     arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
     arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
-    arg("--batch-size", type=int, help="slices at once; default: as many as fit"),
+    arg("--batch-size", type=whole(1), help="slices at once; default: as many as fit"),
     arg("--device", help="cpu, cuda, ...; default: a GPU if there is one"),
     arg("--resume", action="store_true", help="leave out the scans whose results are there"),
     arg("--force", action="store_true", help="overwrite results"),
@@ -238,10 +279,14 @@ def detect(args) -> int:
 
     scans = scans_in(args.scan)
     if not scans:
-        raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) there")
+        raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) and no DICOM file there")
     if args.device is not None:
         _check_device(args.device)
-    options = chosen(args, "weights brain channel z_range z_spacing batch_size device resume force")
+    if args.method is not None:
+        from madad_lite.cli_family import detect
+
+        return detect(args, scans, YES_NO[args.register])
+    options = chosen(args, "weights brain channel series z_range z_spacing batch_size device resume force")
     options |= chosen(args, "force_contrast mask keep_brain eta score seed")
     options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
     failed = detect(scans, args.out, **options)
@@ -317,7 +362,7 @@ def reproduce(args):
     arg("--spacing", type=float, default=1.0, help="of the slices, mm"),
     arg("--size", type=int, default=256, help="of the slices, pixels"),
     arg("--z-spacing", type=float, default=4.0, help="mm from slice to slice: only time depends on it"),
-    arg("--heads", type=int, help="of the UNet's attention; default: as in the authors' UNet of its width"),
+    arg("--heads", type=whole(1), help="of the UNet's attention; default: as the authors', by its width"),
 )
 def import_official(args):
     from madad_lite.authors.checkpoints import import_official
@@ -325,6 +370,18 @@ def import_official(args):
     options = chosen(args, "contrast spacing z_spacing") | {"slice_size": args.size, "num_heads": args.heads}
     written = import_official(args.file, args.out, **options)
     print(f"imported: {written}")
+
+
+@command(
+    "export-onnx",
+    "weights as ONNX files and a JSON of their settings, for other programs",
+    arg("weights", type=path, help="a shipped name, a folder, or a hub id"),
+    *(OUT, FORCE, arg("--half", action="store_true", help="store in half precision: half the size")),
+)
+def export_onnx(args):
+    from madad_lite.onnx_export import export_onnx
+
+    print(f"exported: {export_onnx(**chosen(args, 'weights out half force'))}")
 
 
 class Parser(argparse.ArgumentParser):

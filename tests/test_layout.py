@@ -26,13 +26,15 @@ EDGES: dict[str, str] = {
     # what works with it
     "plotting": "masking evaluation.counts",
     "training": "method extensions slices settings pipeline",
-    "family": "method extensions slices training",
-    "detection": "pipeline plotting scans training",
-    "evaluation": "pipeline slices training family",
+    "family": "method extensions slices training pipeline",
+    "detection": "pipeline plotting scans settings training family",
+    "evaluation": "pipeline slices training family plotting",
     "simulation": "scans slices",
+    "onnx_export": "method extensions settings pipeline",
     "authors": "method pipeline scans slices training",
     "demo": "pipeline plotting scans slices training detection evaluation simulation",
 }
+EDGES["cli_family"] = "detection evaluation family training"
 EDGES["cli"] = "method " + " ".join(EDGES)
 EDGES["__main__"] = "cli"
 

@@ -1,5 +1,6 @@
 """Figures are checked by their numbers: what is drawn, where, and in which words."""
 
+import io
 from types import SimpleNamespace
 
 import matplotlib
@@ -14,10 +15,12 @@ import torch
 from matplotlib.colors import to_rgba
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from PIL import Image
 
 from madad_lite import plotting
 from madad_lite.evaluation import metrics
 from madad_lite.plotting.canvas import CELLS, FALSE, HIT, MISSED, TRUTH
+from madad_lite.plotting.schematic import BOXES
 
 N, SIZE, LATENT, STEPS = 6, 24, 6, 3
 
@@ -314,16 +317,51 @@ def test_trajectory_has_a_column_a_step_and_the_healed_slice(out, decoded):
     grid = np.array(fig.axes[: 4 * (STEPS + 1)]).reshape(4, STEPS + 1)
     for s in range(STEPS + 1):
         np.testing.assert_array_equal(pictures(grid[0, s])[0], decoded[s])
-        np.testing.assert_array_equal(pictures(grid[1, s])[0], np.abs(decoded[s] - decoded[0]))
+        np.testing.assert_array_equal(pictures(grid[1, s])[0], decoded[s] - decoded[0])
+        assert grid[1, s].get_images()[0].get_clim() == (-1, 1)  # darker and brighter on one scale
     for s in range(STEPS):
         np.testing.assert_array_equal(pictures(grid[2, s])[0], out.mask_probability[s, 3, 0])
         assert grid[2, s].get_images()[0].get_clim() == (0, 1)
         cells = ~np.ma.getmaskarray(grid[3, s].get_images()[1].get_array())
         np.testing.assert_array_equal(cells, out.replaced[s, 3, 0])
-    assert grid[0, 0].get_title() == "step 1\nt = 9" and grid[0, 3].get_title() == "healed"
+    assert grid[0, 0].get_title() == "step 1 of 3\nt = 9" and grid[0, 3].get_title() == "healed"
     assert not grid[2, 3].get_visible() and not grid[3, 3].get_visible()
     with pytest.raises(ValueError, match="3 steps need 4 decoded latents"):
         plotting.trajectory(out, 3, decoded[:-1])
+
+
+def test_trajectory_of_many_steps_shows_a_few_large_ones(out, decoded):
+    fig = plotting.trajectory(out, 3, decoded, columns=2)
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["step 1 of 3\nt = 9", "healed"]
+    np.testing.assert_array_equal(pictures(fig.axes[1])[0], decoded[STEPS])
+
+
+def test_the_film_has_a_frame_a_step_and_the_healed_slice(out, decoded):
+    film = Image.open(io.BytesIO(plotting.healing_film(out, 3, decoded, milliseconds=200)))
+    assert film.format == "GIF" and film.n_frames == STEPS + 1
+    times = []
+    for frame in range(film.n_frames):
+        film.seek(frame)
+        times.append(film.info["duration"])
+    assert times == [600, 200, 200, 800]
+
+
+@pytest.mark.parametrize("lit", [None, *BOXES])
+def test_the_method_lights_one_part(lit):
+    fig = plotting.method(lit, image=256, latent=(4, 32, 32))
+    texts = {t.get_text(): t for t in fig.axes[0].texts}
+    assert {"N×1×256×256", "N×4×32×32", "N×1×32×32", "N×4×32×32\nN×1×32×32"} <= texts.keys()
+    on = {words for words, text in texts.items() if "\n" in words and text.get_color() == "0"}
+    wanted = BOXES if lit is None else [lit]
+    boxes = {words for part in wanted for _, _, words in BOXES[part]}
+    assert on == {words for words in boxes if "\n" in words}
+    lit_boxes = [b for b in fig.axes[0].patches if to_rgba(CELLS) == b.get_edgecolor()]
+    assert len(lit_boxes) == sum(len(BOXES[part]) for part in wanted)
+
+
+def test_the_method_has_no_such_part():
+    with pytest.raises(ValueError, match="no part 'loss' in the picture: choose from slice, encode"):
+        plotting.method("loss")
 
 
 def test_reverse_step_shows_before_and_after(out, decoded):
@@ -331,7 +369,7 @@ def test_reverse_step_shows_before_and_after(out, decoded):
     np.testing.assert_array_equal(pictures(fig.axes[0])[0], decoded[1])
     np.testing.assert_array_equal(pictures(fig.axes[1])[0], out.mask_probability[1, 3, 0])
     np.testing.assert_array_equal(pictures(fig.axes[3])[0], decoded[2])
-    np.testing.assert_array_equal(pictures(fig.axes[4])[0], np.abs(decoded[2] - decoded[0]))
+    np.testing.assert_array_equal(pictures(fig.axes[4])[0], decoded[2] - decoded[0])
     assert f"{int(out.replaced[1, 3].sum())} of 36 cells" in words(fig)
     assert "Step 2 of 3  (t = 5)" in words(fig)
 
@@ -543,6 +581,7 @@ def test_every_figure_is_small_sharp_and_closed(out, truth, decoded, tmp_path):
         plotting.mask_examples(torch.zeros(6, 1, LATENT, LATENT)),
         plotting.trajectory(out, 3, decoded),
         plotting.reverse_step(out, 3, 0, decoded),
+        plotting.method("reverse"),
         plotting.volume_view(ramp(np.eye(4))),
         plotting.training_curves(log_lines()),
         plotting.schedule(np.linspace(1, 0, 10)),
@@ -560,9 +599,7 @@ def test_every_figure_is_small_sharp_and_closed(out, truth, decoded, tmp_path):
         assert 200 < width < 1150 and 100 < height < 1150
         fig.savefig(tmp_path / f"{i}.png")
         assert (tmp_path / f"{i}.png").stat().st_size < 200_000
-    assert {n for n in plotting.__all__ if n not in ("read_log", "slice_names")} and len(figures) == len(
-        plotting.__all__
-    ) - 2
+    assert len(figures) == len(set(plotting.__all__) - {"read_log", "slice_names", "healing_film"})
 
 
 # ---------------------------------------------------------------- a patient at one threshold, a healed slice

@@ -9,11 +9,23 @@ from __future__ import annotations
 import torch
 
 from madad_lite.extensions.intensity_weight import BRIGHT_LESIONS
+from madad_lite.family.frame import Method
+
+
+def suspicion(images: torch.Tensor, contrast: str) -> torch.Tensor:
+    """images (N, 1, H, W) in [-1, 1] -> (N, 1, H, W) in [0, 1]."""
+    score = (images + 1) / 2
+    return score if BRIGHT_LESIONS[contrast] else 1 - score
 
 
 def intensity_threshold(pipeline, images: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
     """images (N, 1, H, W) in [-1, 1] -> score (N, 1, H, W) in [0, 1]; 0 outside the brain."""
-    score = (images + 1) / 2
-    if not BRIGHT_LESIONS[pipeline.config.contrast]:
-        score = 1 - score
-    return torch.where(brain, score, 0.0)
+    return torch.where(brain, suspicion(images, pipeline.config.contrast), 0.0)
+
+
+class Intensity(Method):
+    title = "intensity"
+    kinds = {}
+
+    def score(self, x, brain, rng):
+        return suspicion(x, self.contrast)

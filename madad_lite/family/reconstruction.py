@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from madad_lite.family.frame import Method, difference
 from madad_lite.scoring import image_difference
 
 
@@ -14,3 +15,12 @@ def reconstruction_error(pipeline, images: torch.Tensor, brain: torch.Tensor) ->
     reconstruction = torch.where(brain, pipeline.decode(pipeline.encode(images)), -1.0)
     settings = {k: pipeline.config[k] for k in ("gamma", "squared", "sigma")}
     return image_difference(reconstruction, images, brain=brain, **settings)
+
+
+class Reconstruction(Method):
+    title = "reconstruction error"
+    kinds = {}
+    encoder = True
+
+    def score(self, x, brain, rng):
+        return difference(self.decode(self.encode(x), brain), x)

@@ -19,7 +19,7 @@ from .charts import (
     schedule,
     training_curves,
 )
-from .process import forward_process, latent_channels, mask_examples, reverse_step, trajectory
+from .process import forward_process, healing_film, latent_channels, mask_examples, reverse_step, trajectory
 from .scans import (
     detection_figure,
     healing_figure,
@@ -30,6 +30,7 @@ from .scans import (
     threshold_figure,
     volume_view,
 )
+from .schematic import method
 
 __all__ = [
     "compare_methods",
@@ -38,9 +39,11 @@ __all__ = [
     "dice_curve",
     "forward_process",
     "healing_figure",
+    "healing_film",
     "intensity_histogram",
     "latent_channels",
     "mask_examples",
+    "method",
     "overlay",
     "patient_figure",
     "precision_recall",

@@ -32,6 +32,9 @@ class SliceDataset:
             raise ScanError(
                 f"{', '.join(str(m.folder) for m in manifests)}: on different grids; use one for all"
             )
+        folders = [m.folder.resolve() for m in manifests]
+        if twice := [f for f in folders if folders.count(f) > 1]:
+            raise ScanError(f"{twice[0]}: given twice, so that its slices would count double; give it once")
         for m in manifests:
             m.verify(split, checksums=False)
         self.split = split
@@ -76,7 +79,10 @@ class SliceDataset:
         """Slice k of an array, (1, H, W). Headers were checked when the dataset was made, so that a slice's place
         in the file is known: that is several times as fast as np.load with a memory map."""
         path, dtype, pixels = self._folders[number] / f"{name}.npy", ARRAYS[name], self._size**2
-        values = np.fromfile(path, dtype, pixels, offset=HEADER + k * pixels * dtype.itemsize)
+        try:
+            values = np.fromfile(path, dtype, pixels, offset=HEADER + k * pixels * dtype.itemsize)
+        except OSError as error:
+            raise ScanError(f"{path}: can no longer be read ({error.strerror}); prepare again") from None
         if len(values) < pixels:
             raise ScanError(f"{path}: has become shorter since it was opened; run `madad prepare` again")
         return values.reshape(1, self._size, self._size)

@@ -64,10 +64,10 @@ ALLOWED: dict[str, Collection[str] | Between] = {
 }
 
 
-def _checked(config, name: str, kind: str):
+def _checked(config, name: str, kind: str, allowed: Collection[str] | Between | None):
     """The setting's value as its type, `kind` as the class writes it; Refused for one that is not allowed."""
     value = getattr(config, name)
-    allowed = ALLOWED.get(f"{type(config).__name__}.{name}", ALLOWED.get(name))
+    allowed = allowed or ALLOWED.get(f"{type(config).__name__}.{name}", ALLOWED.get(name))
     kind, _, optional = kind.partition(" | ")
     if value is None and optional == "None":
         return None
@@ -88,9 +88,12 @@ def _checked(config, name: str, kind: str):
 
 
 def check(config) -> None:
-    """Make every setting the type of its field (1e3 steps are 1000); Refused for what is not allowed."""
+    """Make every setting the type of its field (1e3 steps are 1000); Refused for what is not allowed: by the field's
+    own "allowed" in its metadata, else by ALLOWED.
+    """
     for f in fields(config):
-        object.__setattr__(config, f.name, _checked(config, f.name, f.type))  # the class is frozen
+        value = _checked(config, f.name, f.type, f.metadata.get("allowed"))
+        object.__setattr__(config, f.name, value)  # the class is frozen
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""What the commands train, compare and detect do with the methods of the family. Thin, as cli.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from madad_lite.detection.other_methods import detect_by
+from madad_lite.errors import Refused
+from madad_lite.evaluation import race
+from madad_lite.evaluation.metrics import table
+from madad_lite.family.postprocess import Postprocessing
+from madad_lite.family.registry import method_class
+from madad_lite.training.settings import configured
+
+
+def train(args, changes: dict) -> None:
+    kind = method_class(args.stage)
+    if args.recipe == "authors" or (args.recipe == "paper" and kind.paper is None):
+        raise Refused(f"{args.stage}: has no recipe {args.recipe!r}")
+    recipe = configured(kind.Config(), **(kind.paper if args.recipe == "paper" else {}))
+    options = dict(autoencoder=args.autoencoder, resume=args.resume)
+    written = kind.train(args.data, args.out, configured(recipe, **changes), **options)
+    print(f"{kind.title}: {written}")
+
+
+def compare(args, settings: Callable[[list[str]], dict]) -> None:
+    names = [name.strip() for name in args.methods.split(",")]
+    results = race.compare(
+        args.data,
+        names,
+        args.out,
+        autoencoder=args.autoencoder,
+        settings={"steps": args.steps} | settings(args.set),
+        after=configured(Postprocessing(), **settings(args.after)),
+        seed=args.seed,
+    )
+    print(table({name: r["test"] for name, r in results.items()}))
+    print(f"table, numbers and pictures: {Path(args.out) / race.PICTURE}")
+
+
+def detect(args, scans: list[Path], register: bool | str) -> int:
+    if (
+        args.resume
+        or args.mask
+        or args.keep_brain
+        or args.steps
+        or args.eta is not None
+        or args.score != "image"
+    ):
+        raise Refused(
+            "--method writes maps only: without --resume, --mask, --keep-brain, --steps, --eta, --score"
+        )
+    names = ("brain", "channel", "z_range", "z_spacing", "batch_size", "device", "force", "seed")
+    options = {name: getattr(args, name) for name in names}
+    return 1 if detect_by(args.method, scans, args.out, register=register, **options) else 0
