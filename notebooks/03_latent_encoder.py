@@ -553,7 +553,9 @@ titles = ["slice", "yours, decoded", "your error, x 5", "the shipped one's, x 5"
 pictures([own_test.image[m], own_decoded[m], 5 * own_error[m], 5 * error[k]], titles)
 
 # %% [markdown]
-# Look where yours still differs: it has the large shapes, and the fine folds are missing. More steps would sharpen them.
+# Look where yours still differs: it has the large shapes, and the fine folds are missing. So short a training even leaves it behind the small one that you built: it is deeper, and it has to
+# draw slices of random contrasts as well. Trained on, it passes it; the shipped one is the same network after more steps.
+#
 # ### Beside the layout of the paper
 #
 # The paper takes the layout of Stable Diffusion's autoencoder: $f = 8$, four channels, on 256 x 256 pixels of 1 mm. We
