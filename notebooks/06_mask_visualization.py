@@ -647,7 +647,33 @@ assert moved.any()
 # %% [markdown]
 # Single blobs that no neighbour confirms disappear, and the stroke's first and last slices, where it is small, are carried by the ones beside them. One patient proves nothing: notebook 07 counts over many.
 #
-# ## 10. What to take with you
+# ## 10. Paint a lesion, press heal
+#
+# Now it is your turn. First a dab by code, on the healthy slice: a dark disc with a soft edge. You see what the network took for noise, the healed slice and the map, with
+# what was painted outlined.
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+painted, marks = widgets.dab(x_well, b_well, 44, 36, radius=7, grey=-0.8, softness=0.3)
+healed = widgets.painter(pipe, b_well)(torch.from_numpy(painted)[None, None])
+threshold = pipe.config.decision_threshold
+dice = metrics.dice_at(healed.anomaly_map, marks[None, None], threshold)["pooled"]
+print(f"{marks.sum()} pixels painted; Dice {dice:.2f} at the threshold {threshold:g}")
+assert dice > 0.5
+plotting.healing_figure(healed, 0, marks, threshold)
+
+# %% [markdown]
+# And with the mouse or a finger: choose a brush, paint, press *Heal*. The Dice coefficient compares what is found with what you painted, and follows the threshold as you drag it. Things to try: the
+# same disc in grey matter's grey; a soft edge; texture; a very small dab; a dab in a ventricle, which is dark anyway. (It needs a running kernel. Without the package `anywidget` you get sliders.)
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+widgets.paint_and_heal(pipe, x_well, b_well)
+
+# %% [markdown]
+# What is darker or brighter than anything healthy at its place is found at once, soft or sharp. What could be tissue is left alone, and a dab smaller than a cell is often lost by the encoder.
+#
+# ## 11. What to take with you
 #
 # - At inference nothing is noised. The network itself decides what is noise; the rest stays the same to the last bit.
 # - Healing means: replaced by what a normal brain would have there, in steps, each looking at the whole slice again.

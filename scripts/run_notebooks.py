@@ -33,6 +33,7 @@ ALT = """
 def _words(figure, **_):
     axes = figure.axes
     words = [text.get_text() for text in figure.texts] + [ax.get_title() for ax in axes]
+    words += [t.get_text() for ax in axes for t in ax.texts if len(t.get_text()) > 12]  # no numbers on bars
     words += [f"{ax.get_ylabel()} against {ax.get_xlabel()}" for ax in axes if ax.get_xlabel() and ax.get_ylabel()]
     text = "; ".join(dict.fromkeys(" ".join(w.split()) for w in words if w.strip()))
     return {}, {"image/png": {"alt": f"Figure: {text}" if text else "Figure"}}

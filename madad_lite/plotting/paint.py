@@ -16,8 +16,7 @@ import traitlets
 
 from madad_lite import plotting
 
-from .canvas import one_slice
-from .widgets import grain, png, still
+from .canvas import grain, one_slice, png, still
 
 
 def to_bytes(values) -> np.ndarray:

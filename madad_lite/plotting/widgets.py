@@ -8,8 +8,6 @@ values stands for the widget.
 
 from __future__ import annotations
 
-import base64
-import io
 import time
 from collections.abc import Callable, Mapping
 
@@ -20,24 +18,11 @@ import torch
 from madad_lite import plotting
 from madad_lite.masking import random_patch_mask
 
-from .canvas import one_slice, stack
+from .canvas import grain, one_slice, png, stack, still
 
 WHILE_DRAGGING = 0.1  # seconds: pictures drawn faster than this follow the mouse
 _WIDE = {"width": "420px"}
 _STYLE = {"description_width": "130px"}
-
-
-def png(figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def still(bundle: dict | tuple[dict, dict], picture: bytes) -> dict:
-    """The MIME bundle of a widget with a picture beside it, which is shown where no widget can be."""
-    data = bundle[0] if isinstance(bundle, tuple) else bundle  # without metadata
-    return data | {"image/png": base64.b64encode(picture).decode()}
 
 
 class Explorer(ipywidgets.VBox):
@@ -188,11 +173,6 @@ def patient_explorer(patients: Mapping[str, tuple], threshold: float) -> Explore
         slice=_int_slider("slice", begin, 0, slices),
         threshold=_float_slider("threshold", threshold, 0.0, 1.0, 0.01),
     )
-
-
-def grain(shape, seed: int = 0) -> np.ndarray:
-    """Gaussian noise (H, W) of spread 1, the texture of a painted lesion."""
-    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def dab(image, brain, row, column, radius, grey, *, softness=0.3, texture=0.0):
