@@ -8,94 +8,42 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import madad_lite
+from madad_lite.arguments import (
+    COMMANDS,
+    CONTRAST,
+    CONTRASTS,
+    DATA,
+    FORCE,
+    INPUT,
+    LAYOUTS,
+    OUT,
+    RECIPE,
+    REGISTER,
+    RESULTS,
+    REVERSE,
+    SEED,
+    SERIES,
+    WEIGHTS,
+    YES_NO,
+    arg,
+    changes,
+    chosen,
+    command,
+    folder,
+    path,
+    settings,
+)
 from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
 from madad_lite.family.registry import FAMILY
 from madad_lite.threads import use_free_cores
 
-CONTRASTS = ("t1", "t2", "flair", "t1ce")
-LAYOUTS = ("auto", "plain", "ixi", "atlas", "brats", "msd", "cohort", "glioma", "ms")
-YES_NO = {"auto": "auto", "yes": True, "no": False}
 AGAIN_AFTER = 5.0  # s: a Ctrl-C that was swallowed comes again
-COMMANDS: dict[str, tuple[str, tuple, Callable]] = {}  # name: (what it does, its arguments, what runs)
-
-
-def arg(*names: str, **options) -> tuple[tuple[str, ...], dict]:
-    """An argument, in add_argument's words."""
-    return names, options
-
-
-def command(name: str, text: str, *arguments):
-    """Adds a command; the function gets the arguments as they were parsed and returns nothing, or the exit
-    code.
-    """
-
-    def add(run: Callable) -> Callable:
-        COMMANDS[name] = (text, arguments, run)
-        return run
-
-    return add
-
-
-def path(text: str) -> str:
-    """An empty one would be the current folder: most likely a variable that a script did not set."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty name; give the path of a file or folder")
-    return text
-
-
-def folder(text: str) -> str:
-    if Path(path(text)).exists() and not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
-    return text
-
-
-INPUT = arg("source", type=path, help="the folder that is read")
-RESULTS = arg("--out", type=folder, default="results/demo")
-OUT = arg("--out", type=folder, required=True, help="the folder that is written")
-DATA = arg("--data", nargs="+", type=path, required=True, help="prepared folders")
-WEIGHTS = arg("--weights", type=path, default="t1", help="a shipped name, a folder, or a hub id")
-CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
-REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
-RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
-SEED = arg("--seed", type=int, default=0)
-FORCE = arg("--force", action="store_true", help="replace what an earlier call wrote")
-REVERSE = (
-    arg("--steps", type=int, help="reverse steps, at most 10; default: the model's own"),
-    arg("--eta", type=float, help="randomness of the reverse process, 0: none; default: the model's own"),
-    arg("--score", choices=("image", "latent", "mask"), default="image", help="what the map measures"),
-    SEED,
-)
-
-
-def chosen(args, names: str) -> dict:
-    """{"seed": args.seed, ...}: arguments that the called function names alike."""
-    return {name: getattr(args, name) for name in names.split()}
-
-
-def changes(metavar: str, text: str):
-    return arg("--set", nargs="*", action="extend", default=[], metavar=metavar, help=text)
-
-
-def settings(pairs: list[str]) -> dict:
-    """["steps=100", "mask_loss=mse"] -> {"steps": 100, "mask_loss": "mse"}."""
-    found = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign:
-            raise Refused(f"--set wants name=value, not {pair!r}")
-        try:
-            found[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name.strip()] = value
-    return found
 
 
 @command("demo", "the main job end to end on simulated subjects; writes a page with pictures", RESULTS)
@@ -136,6 +84,7 @@ def phantom(args):
     arg("--size", type=int, default=96, help="of the slices, pixels"),
     arg("--splits", type=path, help='JSON file {"train": [subjects], "val": ..., "test": ...}; else random'),
     arg("--patients-in-train", action="store_true", help="train on the lesion-free slices of patients too"),
+    SERIES,
     arg("--png", type=folder, help="also write PNG files to this folder"),
     arg("--workers", type=int, help="processes; default: one a core"),
     SEED,
@@ -145,7 +94,7 @@ def prepare(args) -> int:
     from madad_lite.scans.grid import Grid
     from madad_lite.slices.folder import prepare_folder
 
-    options = chosen(args, "contrast layout seed workers patients_in_train splits")
+    options = chosen(args, "contrast layout series seed workers patients_in_train splits")
     options |= {"grid": Grid(spacing=args.spacing, size=args.size), "register": YES_NO[args.register]}
     manifest = prepare_folder(args.source, args.out, **options)
     if args.png:
@@ -241,7 +190,7 @@ def assemble(args):
 @command(
     "detect",
     "anomaly maps of scans",
-    arg("scan", nargs="+", type=path, help="NIfTI files, or folders of them: all but earlier results"),
+    arg("scan", nargs="+", type=path, help="NIfTI files, folders of them, or DICOM folders, each one scan"),
     OUT,
     arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
     arg("--method", type=folder, help="another trained method of the family: its folder; maps only"),
@@ -250,6 +199,7 @@ def assemble(args):
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
     arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
     arg("--channel", type=int, help="which volume of a 4-D file"),
+    SERIES,
     REGISTER,
     arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
     arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
@@ -266,14 +216,14 @@ def detect(args) -> int:
 
     scans = scans_in(args.scan)
     if not scans:
-        raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) there")
+        raise Refused(f"{', '.join(args.scan)}: no NIfTI file (.nii, .nii.gz) and no DICOM file there")
     if args.device is not None:
         _check_device(args.device)
     if args.method is not None:
         from madad_lite.cli_family import detect
 
         return detect(args, scans, YES_NO[args.register])
-    options = chosen(args, "weights brain channel z_range z_spacing batch_size device resume force")
+    options = chosen(args, "weights brain channel series z_range z_spacing batch_size device resume force")
     options |= chosen(args, "force_contrast mask keep_brain eta score seed")
     options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
     failed = detect(scans, args.out, **options)

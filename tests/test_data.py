@@ -206,10 +206,10 @@ def test_an_interrupted_second_preparation_is_unfinished(tmp_path, monkeypatch):
     prepare(source, out)
     write(source / "IXI000-Guys-0700-T1.nii.gz", brain_volume(5)[0])  # changed since
 
-    def stops(*task):
+    def stops(image, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "_prepare_scan", stops)
+    monkeypatch.setattr(folder, "prepare_volume", stops)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, out)
     monkeypatch.undo()
@@ -258,7 +258,7 @@ def test_parallel_gives_the_same_and_works_without_a_main_guard(cohort, prepared
 
 
 def test_a_killed_worker_is_explained(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "_prepare_scan", lambda *task: os._exit(1))
+    monkeypatch.setattr("joblib.delayed", lambda task: lambda *args: (os._exit, (1,), {}))
     with pytest.raises(ScanError, match="out: a worker process was ended .* fewer workers"):
         prepare(cohort, tmp_path / "out", workers=2)
 
@@ -473,6 +473,9 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path):
     file.write_bytes(file.read_bytes()[:-64])
     with pytest.raises(ScanError, match=r"image.npy: has become shorter"):
         dataset[len(dataset) - 1]
+    file.unlink()
+    with pytest.raises(ScanError, match=r"image.npy: can no longer be read \(No such file"):
+        dataset[0]
 
 
 def test_a_recoloured_folder_is_not_prepared_into(prepared, cohort, tmp_path):

@@ -53,7 +53,7 @@ def test_there_are_lower_bounds_only():
 
 def test_the_run_with_the_lowest_versions_has_exactly_the_bounds():
     lowest = pinned("lowest.txt")
-    for line in PROJECT["dependencies"] + EXTRAS["prep"] + EXTRAS["notebooks"] + EXTRAS["dev"]:
+    for line in PROJECT["dependencies"] + sum(EXTRAS.values(), []):
         requirement = Requirement(line)
         if requirement.name != PROJECT["name"]:
             (bound,) = (s for s in requirement.specifier if s.operator == ">=")

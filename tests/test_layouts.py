@@ -7,7 +7,7 @@ import pytest
 
 from madad_lite.errors import ScanError
 from madad_lite.scans.find import contrast_of, find_scans, is_mask
-from madad_lite.slices.splits import split_subjects
+from madad_lite.slices.splits import SPLITS, split_by_count, split_subjects
 
 
 def touch(folder, *names):
@@ -246,31 +246,65 @@ def test_find_scans_needs_a_folder(tmp_path):
 # ----------------------------------------------------------------------------------------------------- splits
 
 
-def test_split_counts_and_order():
+WAYS = pytest.mark.parametrize("divided", [split_subjects, split_by_count])
+
+
+def counts(split: dict[str, str]) -> list[int]:
+    return [list(split.values()).count(s) for s in SPLITS]
+
+
+@WAYS
+def test_the_order_of_names_does_not_matter_and_the_seed_does(divided):
     subjects = [f"s{i}" for i in range(20)]
-    split = split_subjects(subjects, (0.8, 0.1, 0.1), seed=3)
-    assert [list(split.values()).count(s) for s in ("train", "val", "test")] == [16, 2, 2]
-    assert split == split_subjects(reversed(subjects), (0.8, 0.1, 0.1), seed=3)
-    assert split != split_subjects(subjects, (0.8, 0.1, 0.1), seed=4)
+    split = divided(subjects, (0.8, 0.1, 0.1), seed=3)
+    assert split == divided(reversed(subjects), (0.8, 0.1, 0.1), seed=3)
+    assert split != divided(subjects, (0.8, 0.1, 0.1), seed=4)
 
 
-@pytest.mark.parametrize(("n", "counts"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (5, [3, 1, 1])])
-def test_small_splits(n, counts):
-    split = split_subjects(map(str, range(n)))
-    assert [list(split.values()).count(s) for s in ("train", "val", "test")] == counts
+def test_split_counts():
+    assert counts(split_by_count(f"s{i}" for i in range(20))) == [16, 2, 2]
+    assert counts(split_subjects(f"s{i}" for i in range(2000))) == [1580, 214, 206]
 
 
-def test_one_patient_is_for_testing():
-    assert split_subjects(["p"], (0, 0.5, 0.5)) == {"p": "test"}
+@WAYS
+@pytest.mark.parametrize(("n", "expected"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1])])
+def test_small_splits(divided, n, expected):
+    for first in range(20):
+        assert counts(divided(str(i) for i in range(first, first + n))) == expected
 
 
-def test_split_keeps_what_is_assigned():
-    before = split_subjects(map(str, range(10)))
-    after = split_subjects(map(str, range(20)), assigned=before)
+@WAYS
+def test_one_patient_is_for_testing(divided):
+    for name in range(20):
+        assert divided([str(name)], (0, 0.5, 0.5)) == {str(name): "test"}
+
+
+@WAYS
+def test_split_keeps_what_is_assigned(divided):
+    before = split_by_count(map(str, range(10)))
+    after = divided(map(str, range(20)), assigned=before)
     assert all(after[s] == before[s] for s in before)
-    assert [list(after.values()).count(s) for s in ("train", "val", "test")] == [16, 2, 2]
+    assert divided is split_subjects or counts(after) == [16, 2, 2]
 
 
-def test_split_refuses_wrong_fractions():
+def test_new_subjects_never_move_old_ones():
+    names = [f"sub-{i:03d}" for i in range(200)]
+    everyone = split_subjects(names)
+    for some in (names[:60], names[100:], names[::2]):
+        assert split_subjects(some) == {s: everyone[s] for s in some}
+    few = split_subjects(names[:12])  # one is moved, so that no split is empty
+    assert min(counts(few)) > 0 and sum(few[s] != everyone[s] for s in few) <= 2
+
+
+def test_a_larger_share_for_training_moves_others_only_into_it():
+    names = [f"sub-{i:03d}" for i in range(200)]
+    before, after = split_subjects(names, (0.6, 0.2, 0.2)), split_subjects(names, (0.8, 0.1, 0.1))
+    assert all(after[s] == "train" for s in names if before[s] == "train")
+    assert 20 < sum(before[s] != after[s] for s in names) < 80
+
+
+@WAYS
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.2), (1.0, 0.0), (float("nan"),) * 3, (1.5, -0.5, 0)])
+def test_split_refuses_wrong_fractions(divided, fractions):
     with pytest.raises(ValueError, match="add up to 1"):
-        split_subjects(["a"], (0.8, 0.1, 0.2))
+        divided(["a"], fractions)

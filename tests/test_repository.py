@@ -257,7 +257,7 @@ def test_run_notebooks_stores_what_ran_and_only_that(tmp_path, monkeypatch, caps
 
 def test_environment_yml_asks_for_the_same_as_pyproject():
     extras = PROJECT["optional-dependencies"]
-    wanted = requirements(PROJECT["dependencies"] + extras["notebooks"] + extras["prep"])
+    wanted = requirements(PROJECT["dependencies"] + extras["notebooks"] + extras["prep"] + extras["dicom"])
     wanted = {CONDA_NAMES.get(name, name).lower(): bounds for name, bounds in wanted.items()}
     lines = (ROOT / "environment.yml").read_text().split("dependencies:\n")[1].splitlines()
     # those that conda-forge lacks come from pip, further in

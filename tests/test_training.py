@@ -194,4 +194,4 @@ def test_settings_by_name():
 def test_run_folder_is_readable(denoiser_run):
     config = json.loads((denoiser_run / "config.json").read_text())
     assert config["steps"] == 60 and config["mask_loss"] == "bce" and config["data"]
-    assert not list(denoiser_run.glob("*.part"))
+    assert not list(denoiser_run.rglob("*.part*"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +22,7 @@ from madad_lite.detection.finding import Finding, find_parts
 from madad_lite.errors import Refused, ScanError
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
+from madad_lite.scans.dicom import converter, dicom_to_nifti, holds_dicom
 from madad_lite.scans.find import brain_beside, is_mask
 from madad_lite.scans.grid import PreparedScan
 from madad_lite.scans.nifti import return_to_scan
@@ -34,6 +37,7 @@ ENDINGS = {
     "brain": "_brain_mask.nii.gz",
     "healed": "_healed.nii.gz",
     "report": "_report.png",
+    "scan": ".nii.gz",  # of a DICOM folder
 }
 BRAIN_WORDS = ("auto", "template", "deepbet")  # ways to find the brain; anything else is a file
 
@@ -47,7 +51,8 @@ def outputs(
 
 def scans_in(paths: Sequence[str | Path]) -> list[Path]:
     """Files as they are given; of a folder all NIfTI files in it, sorted, but for masks and what an earlier
-    run wrote. A folder that cannot be read is in the list itself, for `detect` to report.
+    run wrote. A folder without any that holds DICOM files is one scan, itself. A folder that cannot be read is in
+    the list itself, for `detect` to report.
     """
     results = (ENDINGS["anomaly"], ENDINGS["healed"])
     found: list[Path] = []
@@ -59,6 +64,11 @@ def scans_in(paths: Sequence[str | Path]) -> list[Path]:
             continue
         unreadable: list[OSError] = []
         files = nifti_files(Path(path), unreadable.append)
+        if not files and holds_dicom(path):
+            found.append(
+                Path(path).resolve() if not Path(path).name else Path(path)
+            )  # its name is the scan's
+            continue
         found += [f for f in files if not is_mask(f) and not f.name.endswith(results)]
         found += [Path(error.filename) for error in unreadable]
     return found
@@ -71,6 +81,7 @@ def detect(
     weights: str | Path | MadAdPipeline = "t1",
     brain: str | Path | None = None,
     channel: int | None = None,
+    series: str | None = None,
     register: bool | str = "auto",
     z_range: tuple[float, float] | None = None,
     z_spacing: float | None = None,
@@ -90,13 +101,15 @@ def detect(
     """Write for each scan, on its own grid, `<name>_anomaly.nii.gz` (float32 in [0, 1]) and
     `<name>_healed.nii.gz`; `<name>_report.png`; `<name>_lesions.csv`, the parts that were found (see
     finding.py), if the weights have a decision threshold; `<name>.json`, what made them. With `mask` also
-    `<name>_mask.nii.gz`, 1 in the parts; with `keep_brain` `<name>_brain_mask.nii.gz`.
+    `<name>_mask.nii.gz`, 1 in the parts; with `keep_brain` `<name>_brain_mask.nii.gz`. A scan is a NIfTI file, or
+    a DICOM folder, one examination; of that the series that was taken as `<name>.nii.gz`.
 
     weights: a shipped name, a folder, a hub id, a pipeline, or "auto": the shipped ones of each scan's
         contrast.
     brain: None or "auto": a mask that lies beside the scan (see scans.find.brain_beside), else as
         prepare_volume finds it; a mask file; for several scans a pattern with {name}, beside each scan or from
         here: "{name}_mask.nii.gz".
+    series: of a DICOM folder, its number or description; None: see scans.dicom.choose.
     channel, register, z_range, z_spacing: as of MadAdPipeline.prepare; the next five as of its __call__.
     force_contrast: also scans that do not look like the weights' contrast.
 
@@ -124,8 +137,13 @@ def detect(
         raise Refused("a mask needs weights with a decision threshold, and the score 'image'")
     extra = {"lesions": decides, "mask": mask, "brain": keep_brain}
     kinds = ["record", "anomaly", "healed", "report", *(k for k, wanted in extra.items() if wanted)]
+    dicom = [scan for scan in scans if os.path.isdir(scan) and holds_dicom(scan)]
+    if dicom:
+        converter()  # where it is missing no scan is to blame
+    elif series is not None:
+        raise Refused("--series chooses within a DICOM folder, and none is given")
     masks = {scan: _brain_of(scan, brain) for scan in scans}
-    _check_outputs(scans, masks, out, kinds)
+    _check_outputs(scans, masks, out, [*kinds, *(["scan"] if dicom else [])])
     with writing(out):
         if out.exists() and not out.is_dir():
             raise Refused(f"{out}: is a file; --out names the folder for the results")
@@ -148,10 +166,26 @@ def detect(
     def one(scan: Path) -> None:
         if named[stem(scan)] != scan:
             raise ScanError(f"{scan}: has the same name as {named[stem(scan)]}; give it another --out folder")
-        if os.path.isdir(scan):
-            raise ScanError(f"{scan}: a folder that cannot be read; change its permissions or leave it out")
+        if scan not in dicom:
+            if os.path.isdir(scan):
+                raise ScanError(
+                    f"{scan}: a folder that cannot be read; change its permissions or leave it out"
+                )
+            return heal(scan, scan, kinds)
+        with tempfile.TemporaryDirectory() as work:
+            file = Path(work, f"{stem(scan)}.nii.gz")
+            taken, said = dicom_to_nifti(scan, file, [pipe.config.contrast for pipe in pipes], series)
+            _say(said)
+            try:
+                heal(scan, file, [*kinds, "scan"], {"series": str(taken)})
+            except ScanError as error:
+                raise ScanError(str(error).replace(str(file), str(scan))) from None
+
+    def heal(scan: Path, image: Path, kinds: list[str], more: dict | None = None) -> None:
+        """image: the file, which of a DICOM folder is not the scan itself. more: what the record says of the scan."""
         files, own = outputs(scan, out, kinds), masks[scan]
-        now = record.made_of(scan, own, options)
+        now = record.made_of(scan, image, own, options)
+        now["scan"] |= more or {}
         old = record.of_earlier_run(files, force=force, resume=resume)
         if resume and record.is_finished(old, now, hashes, files):
             return
@@ -160,11 +194,11 @@ def detect(
                 raise ScanError(f"{own}: no such file, where the brain mask of {scan.name} is meant")
             _say(f"{scan.name}: brain mask {own}")
         given = preparing if own is None else preparing | {"brain": str(own)}
-        prepared = pipes[0].prepare(str(scan), **given)
+        prepared = pipes[0].prepare(str(image), **given)
         seen = contrast_seen(prepared)
         pipe = _fitting(pipes, seen, scan, force_contrast)
         if pipe.config.grid != pipes[0].config.grid:
-            prepared = pipe.prepare(str(scan), **given)
+            prepared = pipe.prepare(str(image), **given)
         output = pipe(
             prepared,
             num_inference_steps=num_inference_steps,
@@ -187,7 +221,7 @@ def detect(
             "found": None if found is None else found.to_dict(),
         }
         usual = score == "image" and num_inference_steps is None and eta is None
-        _write(output, files, now, old, found, record.healthy_range(pipe) if usual else None)
+        _write(output, image, files, now, old, found, record.healthy_range(pipe) if usual else None)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
     failed: list[tuple[Path, str]] = []
@@ -273,7 +307,13 @@ def _brain_image(prepared: PreparedScan):
 
 
 def _write(
-    output: MadAdOutput, files: dict[str, Path], now: dict, old: dict | None, found: Finding | None, healthy
+    output: MadAdOutput,
+    image: Path,
+    files: dict[str, Path],
+    now: dict,
+    old: dict | None,
+    found: Finding | None,
+    healthy: dict | None,
 ) -> None:
     """All are there before one takes the place of an earlier run's. Until the record says "finished" they may
     be of two runs.
@@ -300,6 +340,7 @@ def _write(
         "brain": lambda part: nib.save(_brain_image(output.prepared), part),
         "healed": lambda part: nib.save(output.to_nifti("healed"), part),
         "report": report,
+        "scan": lambda part: shutil.copyfile(image, part),
     }
     with ExitStack() as stack:
         # on leaving, the last one takes its place first: the record comes last

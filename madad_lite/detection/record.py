@@ -37,8 +37,10 @@ def hash_of_weights(pipe: MadAdPipeline) -> str:
     return digest.hexdigest()
 
 
-def made_of(scan: Path, brain: Path | str | None, options: dict) -> dict:
-    """What a scan's results depend on, besides the weights."""
+def made_of(scan: Path, image: Path, brain: Path | str | None, options: dict) -> dict:
+    """What a scan's results depend on, besides the weights. image: the scan's file, if it is a DICOM folder the one
+    that it was converted to.
+    """
     mask = (
         {"file": str(brain), "sha256": _hash_of_file(brain)} if isinstance(brain, Path) else brain or "auto"
     )
@@ -46,7 +48,7 @@ def made_of(scan: Path, brain: Path | str | None, options: dict) -> dict:
         "made_by": MADE_BY,
         "finished": True,
         "version": madad_lite.__version__,
-        "scan": {"file": str(scan), "sha256": _hash_of_file(scan)},
+        "scan": {"file": str(scan), "sha256": _hash_of_file(image)},
         "brain": mask,
         "options": options,
     }

@@ -41,6 +41,7 @@ WORDS = {  # what the parts of file names and the entries of dataset.json say ab
     "t1post": "t1ce",
 }
 MSD_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")  # their order where dataset.json does not say
+SIMULATED = "Simulated brain MRI (madad_lite)"  # in dataset_description.json: how our cohort is known again
 MSD_MODALITY = Rule(
     lambda v: isinstance(v, dict) and all(k.isdecimal() and isinstance(c, str) for k, c in v.items()),
     "contrasts by number",
@@ -68,6 +69,14 @@ class ScanFiles:
     brain: Path | None = None
     channel: int | None = None  # which volume of a 4-D file
     group: str = "normal"  # "normal" or "patient"
+
+
+def is_simulated(folder: Path) -> bool:
+    """Whether a folder is a cohort that simulation.cohort has written."""
+    try:
+        return read_json(folder / "dataset_description.json", {"Name": str})["Name"] == SIMULATED
+    except ScanError:
+        return False
 
 
 def is_mask(path: str | Path) -> bool:

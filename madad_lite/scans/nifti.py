@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from madad_lite.errors import ScanError
 from madad_lite.files import new_file
+from madad_lite.scans.dicom import is_dicom
 from madad_lite.scans.grid import Geometry, PreparedScan
 
 LARGEST_VOXELS = 1000**3
@@ -38,6 +39,8 @@ def _check_file(path: Path) -> None:
         raise ScanError(f"{path}: is not a regular file but a pipe or device; give a NIfTI file")
     if os.path.getsize(path) == 0:
         raise ScanError(f"{path}: the file is empty")
+    if is_dicom(path):
+        raise ScanError(f"{path}: is a DICOM file, one of many; give their folder")
 
 
 def _check_header(path: Path, image: nib.Nifti1Pair, channel: int | None, max_voxels: int | None) -> None:

@@ -10,7 +10,6 @@ lesion with an exact mask (see lesions.py).
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import re
 import shutil
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 
 from madad_lite.errors import ScanError
 from madad_lite.files import replace_file, write_json
+from madad_lite.scans.find import SIMULATED, is_simulated
 from madad_lite.scans.registration import template
 from madad_lite.simulation import lesions
 
@@ -44,7 +44,6 @@ LESIONS = {
     "flair": dict(stroke=0.75, oedema=1.75, tumour=1.6, core=1.15, ring=1.55, wml=1.6),
 }
 MAX_VOLUME_ML = 150  # more does not fit the shapes that the lesions are made from
-COHORT_NAME = "Simulated brain MRI (madad_lite)"  # in dataset_description.json: how a cohort is known again
 VENTRICLES = np.array(
     [[-14.0, -12.0, 18.0], [14.0, -12.0, 18.0]]
 )  # rough centres of the lateral ventricles, MNI mm
@@ -319,10 +318,7 @@ def _make_room(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ScanError(f"{folder}: is a file; choose another folder")
     if folder.exists() and any(folder.iterdir()):
-        try:
-            ours = json.loads((folder / "dataset_description.json").read_text()).get("Name") == COHORT_NAME
-        except (OSError, ValueError, AttributeError):
-            ours = False
+        ours = is_simulated(folder)
         if not (ours and force):
             hint = ", or force to replace this cohort" if ours else ""
             raise ScanError(f"{folder}: is not empty; choose another folder{hint}")
@@ -356,7 +352,7 @@ def write_cohort(
         raise ValueError(f"{normal} normal subjects and {patients} patients: ask for at least one subject")
     _make_room(folder, force)
     description = {
-        "Name": COHORT_NAME,
+        "Name": SIMULATED,
         "BIDSVersion": "1.8.0",
         "DatasetType": "derivative",
         "GeneratedBy": [

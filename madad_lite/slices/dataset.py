@@ -76,7 +76,10 @@ class SliceDataset:
         """Slice k of an array, (1, H, W). Headers were checked when the dataset was made, so that a slice's place
         in the file is known: that is several times as fast as np.load with a memory map."""
         path, dtype, pixels = self._folders[number] / f"{name}.npy", ARRAYS[name], self._size**2
-        values = np.fromfile(path, dtype, pixels, offset=HEADER + k * pixels * dtype.itemsize)
+        try:
+            values = np.fromfile(path, dtype, pixels, offset=HEADER + k * pixels * dtype.itemsize)
+        except OSError as error:
+            raise ScanError(f"{path}: can no longer be read ({error.strerror}); prepare again") from None
         if len(values) < pixels:
             raise ScanError(f"{path}: has become shorter since it was opened; run `madad prepare` again")
         return values.reshape(1, self._size, self._size)

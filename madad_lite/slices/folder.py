@@ -27,7 +27,8 @@ from madad_lite.files import (
     write_json,
     writing,
 )
-from madad_lite.scans.find import ScanFiles, find_scans
+from madad_lite.scans.dicom import convert_people, holds_dicom
+from madad_lite.scans.find import ScanFiles, find_scans, is_simulated
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.slices.manifest import ENTRY, Manifest, contradiction, write_arrays
@@ -134,6 +135,7 @@ def prepare_folder(
     *,
     contrast: str = "t1",
     layout: str = "auto",
+    series: str | None = None,
     grid: Grid | None = None,
     register: bool | str = "auto",
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
@@ -146,10 +148,14 @@ def prepare_folder(
     """Prepare the scans of a folder as slices on one grid. Returns the manifest; its `.skipped` says what was
     unusable.
 
+    A folder without NIfTI files that holds DICOM files has one examination in each subfolder, or is one: they are
+    converted to `out/nifti` first, see scans.dicom.
     splits: which subject goes where, as a mapping or a JSON file {"train": [...], "val": [...], "test":
-        [...]}; subjects in none are left out. Without it a random split by subject: normal subjects by
-        `fractions`, patients to val and test, half each, or, with `patients_in_train`, by `fractions` too
-        (SliceDataset then trains only on their slices without lesion).
+        [...]}; subjects in none are left out. Without it a hash of each subject's name decides (see
+        splits.split_subjects; of the simulated cohort, split_by_count): normal subjects by `fractions`, patients
+        to val and test, half each, or, with `patients_in_train`, by `fractions` too (SliceDataset then trains
+        only on their slices without lesion).
+    series: of DICOM folders, the number or description that all of them have; None: see scans.dicom.choose.
     grid: by default Grid().  register: see `scans.prepare.prepare_volume`.
     workers: processes, by default one a core.
 
@@ -161,7 +167,9 @@ def prepare_folder(
     """
     source, out, grid = Path(source).resolve(), Path(out), grid or Grid()
     splits = None if splits is None else read_splits(splits)
-    scans = find_scans(source, contrast, layout)
+    dicom = source.is_dir() and not nifti_files(source) and holds_dicom(source)
+    if series is not None and not dicom:
+        raise ScanError(f"{source}: --series chooses within DICOM folders, and this is none")
     settings = json.loads(
         json.dumps(
             {
@@ -176,15 +184,25 @@ def prepare_folder(
             }
         )
     )
+    unusable: list[tuple[str, str]] = []
+    if dicom:
+        settings["series"] = series
+        if (out / "manifest.json").exists():
+            _open(out, settings)  # before a scan of other settings is replaced
+        converted = (out / "nifti").resolve()
+        unusable = _converted(source, converted, contrast, series)
+        scans = find_scans(converted, contrast, "plain")
+    else:
+        scans = find_scans(source, contrast, layout)
     # who is where is known before anything is written, so that wrong fractions leave no folder behind
-    options = {"splits": splits, "patients_in_train": patients_in_train}
+    options = {"splits": splits, "patients_in_train": patients_in_train, "by_count": is_simulated(source)}
     assign_splits(scans, fractions, seed, **options)
     manifest = _open(out, settings)
     scans = _with_their_ids(scans, source, manifest)
     chosen = assign_splits(scans, fractions, seed, **options, assigned=manifest.subjects)
     closed: list[OSError] = []
     nifti_files(source, closed.append)
-    skipped = [
+    skipped = unusable + [
         (str(e.filename), f"{e.filename}: cannot be read ({e.strerror}); nothing in it was prepared")
         for e in closed
     ]
@@ -223,6 +241,15 @@ def prepare_folder(
     return manifest
 
 
+def _converted(source: Path, out: Path, contrast: str, series: str | None) -> list[tuple[str, str]]:
+    """DICOM examinations as NIfTI files in `out`. Says which series were taken, returns what had none."""
+    with writing(out):
+        said, unusable = convert_people(source, out, contrast, series)
+    for line in said:
+        tqdm.write(line)
+    return unusable
+
+
 def _with_their_ids(scans: list[ScanFiles], source: Path, manifest: Manifest) -> list[ScanFiles]:
     """Scans that were prepared before keep the id that they had, also when others of their name have come."""
     known = {e["source"]: e["scan_id"] for e in manifest.entries}
@@ -256,7 +283,7 @@ def _open(out: Path, settings: dict) -> Manifest:
                 "choose another folder, or remove this one"
             )
         return manifest
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(p.name != "nifti" for p in out.iterdir())):
         raise ScanError(f"{out}: exists and is not a prepared folder; choose another one")
     with writing(out):
         (out / "scans").mkdir(parents=True, exist_ok=True)

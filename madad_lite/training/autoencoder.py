@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, ModelMixin
 
 from madad_lite.autoencoder import decode, downsampling, encode, make_autoencoder, measure_scaling, posterior
 from madad_lite.errors import RunError
-from madad_lite.files import save_model
+from madad_lite.files import read_json, save_model
 from madad_lite.slices import augment
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.training.loop import Batch, train_model
 from madad_lite.training.processes import processes
-from madad_lite.training.run_folder import described, read_json, spread
+from madad_lite.training.run_folder import described, spread
 from madad_lite.training.settings import AutoencoderConfig
 
 
@@ -35,8 +35,8 @@ def load_autoencoder(folder: str | Path) -> AutoencoderKL:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise RunError(f"{folder}: no trained autoencoder there; give the best/ or last/ of its training")
-    kind = read_json(folder / "config.json", "train the autoencoder again").get("_class_name")
-    if kind != AutoencoderKL.__name__:
+    config = read_json(folder / "config.json", {}, error=RunError, hint="train the autoencoder again")
+    if (kind := config.get("_class_name")) != AutoencoderKL.__name__:
         raise RunError(f"{folder}: holds {kind}, not an autoencoder; give the best/ or last/ of its training")
     try:
         model, found = AutoencoderKL.from_pretrained(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,12 +22,12 @@ from tqdm.auto import tqdm
 from madad_lite.autoencoder import downsampling, encode, posterior
 from madad_lite.errors import RunError
 from madad_lite.extensions.lesion_like import corrupt
-from madad_lite.files import remove_leftovers, write_json, writing
+from madad_lite.files import new_file, number, read_json, remove_leftovers, write_json, writing
 from madad_lite.masking import brain_cells
 from madad_lite.slices.augment import AUGMENTATIONS
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.training.loop import step_generator
-from madad_lite.training.run_folder import data_fingerprint, read_json, refuse_others
+from madad_lite.training.run_folder import data_fingerprint, refuse_others
 from madad_lite.training.settings import DenoiserConfig
 
 STAMP = "latents.json"  # what was encoded; marks the folder as ours
@@ -51,13 +50,11 @@ class LatentDataset(Dataset):
     def __init__(self, folder: str | Path, split: str):
         folder = Path(folder)
         advice = f"remove {folder} and the latents are encoded again"
-        stamp = read_json(folder / STAMP, advice)
-        corrupted, variants = stamp.get("corrupted"), stamp.get("variants")
-        if not isinstance(corrupted, bool) or not isinstance(variants, int) or variants < 1:
-            raise RunError(f"{folder / STAMP}: damaged, or the encoding was interrupted; {advice}")
-        self.variants = variants if split == "train" else 1
+        schema = {"corrupted": bool, "variants": number(1, 1000, whole=True)}
+        stamp = read_json(folder / STAMP, schema, error=RunError, hint=advice)
+        self.variants = stamp["variants"] if split == "train" else 1
         self.arrays: dict[str, np.ndarray] = {}
-        for name in ARRAYS if corrupted else ARRAYS[:3]:
+        for name in ARRAYS if stamp["corrupted"] else ARRAYS[:3]:
             path = folder / f"{split}-{name}.npy"
             try:
                 self.arrays[name] = np.load(path, mmap_mode="r")
@@ -107,10 +104,11 @@ def encode_latents(
     remove_leftovers(folder)
     stamp = folder / STAMP
     if stamp.exists():
-        earlier = read_json(stamp, f"remove {folder} and run it again, or choose another folder")
+        hint = f"remove {folder} and run it again, or choose another folder"
+        earlier = read_json(stamp, {}, error=RunError, hint=hint)
     else:
         earlier = None
-        refuse_others(folder, {f"{STAMP}.part"})  # there when it was stopped early
+        refuse_others(folder, set())
     splits = {s: SliceDataset(data, s, lesion_free=True) for s in ("train", "val")}
     described = {
         "autoencoder": fingerprint(autoencoder),
@@ -131,7 +129,6 @@ def encode_latents(
         write_json(stamp, {"unfinished": True})
         for name in (f"{split}-{array}.npy" for split in splits for array in ARRAYS):
             (folder / name).unlink(missing_ok=True)
-            (folder / f"{name}.part").unlink(missing_ok=True)
     for split, dataset in splits.items():
         _encode_split(split, dataset, autoencoder, folder, config, batch_size, progress)
     write_json(stamp, described)
@@ -157,18 +154,17 @@ def _encode_split(
     ):
         # written row by row, not through a memory map: there, a full disk would end the process without a
         # word
-        with writing(folder):
-            parts = {
-                k: opened.enter_context(open(f.with_name(f.name + ".part"), "wb", buffering=0))
-                for k, f in files.items()
-            }
-            for k, part in parts.items():
+        parts = {}
+        for k, f in files.items():
+            part = opened.enter_context(new_file(f))
+            with writing(f):
+                parts[k] = opened.enter_context(open(part, "wb", buffering=0))
                 described = {
                     "descr": dtypes[k].str,
                     "fortran_order": False,
                     "shape": (variants * len(dataset), *shapes[k]),
                 }
-                np.lib.format.write_array_header_1_0(part, described)
+                np.lib.format.write_array_header_1_0(parts[k], described)
         for variant in range(variants):
             for number, batch in enumerate(DataLoader(dataset, batch_size=batch_size)):
                 images, brain = batch["image"], batch["brain"]
@@ -190,6 +186,3 @@ def _encode_split(
                                 parts[k].write(left) :
                             ]  # of one that falls short, the next one says why
                 bar.update(len(images))
-    with writing(folder):
-        for f in files.values():
-            os.replace(f.with_name(f.name + ".part"), f)

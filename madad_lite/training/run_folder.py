@@ -20,10 +20,11 @@ import safetensors.torch
 import torch
 
 from madad_lite.errors import RunError
-from madad_lite.files import remove_leftovers, replace_file, save_model, write_json, writing
+from madad_lite.files import read_json, remove_leftovers, replace_file, save_model, write_json, writing
 from madad_lite.slices.folder import Manifest
 from madad_lite.training.settings import TrainingConfig
 
+CONFIG = {"steps": int, "learning_rate": float, "seed": int}  # of config.json at least, see files.misfit
 CHECKPOINT = {"step": int, "best": float, "model": dict, "optimizer": dict, "schedule": dict, "ema": dict}
 
 
@@ -61,19 +62,6 @@ def described(
 def spread(n: int, most: int) -> list[int]:
     """At most `most` of n indices, evenly spread."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)).tolist()
-
-
-def read_json(path: Path, advice: str) -> dict:
-    """The object in a JSON file; RunError, which ends with the advice, when there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
-    except (ValueError, RecursionError):
-        raise RunError(f"{path}: damaged, no JSON; {advice}") from None
-    if not isinstance(content, dict):
-        raise RunError(f"{path}: damaged, holds no settings; {advice}")
-    return content
 
 
 def refuse_others(folder: Path, ours: set[str]) -> None:
@@ -118,12 +106,11 @@ class Run:
         if path.exists():
             self._compare(path, asdict(type(config)()), resume)
         else:
-            refuse_others(self.folder, {"latents", "config.json.part"})  # there when it was stopped early
+            refuse_others(self.folder, {"latents"})  # there when it was stopped early
 
     def _compare(self, path: Path, defaults: dict, resume: bool) -> None:
-        stored = read_json(path, "choose another folder, or remove this one to train again")
-        if not {"steps", "learning_rate", "seed"} <= stored.keys():
-            raise RunError(f"{path}: damaged, or not of a training run; choose another folder")
+        hint = "not of a training run? choose another folder, or remove this one to train again"
+        stored = read_json(path, CONFIG, error=RunError, hint=hint)
         if not resume:
             raise RunError(f"{self.folder}: holds a training run already; resume it or choose another folder")
         # a setting newer than the run had its default; an input that it did not note is not compared
