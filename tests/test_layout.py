@@ -34,6 +34,7 @@ EDGES: dict[str, str] = {
     "authors": "method pipeline scans slices training",
     "demo": "pipeline plotting scans slices training detection evaluation simulation",
 }
+EDGES["arguments"] = ""
 EDGES["cli_family"] = "detection evaluation family training"
 EDGES["cli"] = "method " + " ".join(EDGES)
 EDGES["__main__"] = "cli"
