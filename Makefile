@@ -17,7 +17,7 @@ OUT ?= results/demo
 TESTING := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 HF_HUB_OFFLINE=1
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help env demo test test-unit test-quick test-notebooks lab notebooks lint restamp clean
+.PHONY: help env demo test test-unit test-quick test-notebooks lab notebooks site lint restamp clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -50,6 +50,9 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 notebooks: $(STAMP)  ## run notebooks/*.py again and store them as .ipynb with their outputs (ONLY=03 for one)
 	$(BIN)/python scripts/run_notebooks.py $(ONLY)
+
+site: $(STAMP)  ## the site with the playground, in build/site (OPEN=1: then serve it and open the browser)
+	$(TESTING) $(BIN)/python -W ignore scripts/make_site.py build/site $(if $(OPEN),--open)
 
 lint: $(STAMP)  ## ruff, and shellcheck where it is installed
 	$(BIN)/ruff check

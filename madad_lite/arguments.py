@@ -39,6 +39,17 @@ def path(text: str) -> str:
     return text
 
 
+def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from low to high."""
+
+    def whole_number(text: str) -> int:
+        if low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} to {high}")
+
+    return whole_number
+
+
 def folder(text: str) -> str:
     if Path(path(text)).exists() and not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a file; give a folder")
@@ -53,7 +64,7 @@ WEIGHTS = arg("--weights", type=path, default="t1", help="a shipped name, a fold
 CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
 REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
 RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
-SEED = arg("--seed", type=int, default=0)
+SEED = arg("--seed", type=whole(0, 2**32 - 1), default=0)
 SERIES = arg("--series", help="of a DICOM folder: number or description; default: by the contrast")
 FORCE = arg("--force", action="store_true", help="replace what an earlier call wrote")
 REVERSE = (

@@ -1,7 +1,6 @@
 """The command line: madad demo | phantom | prepare | recolour | train | assemble | detect | evaluate | ...
 
-Thin: each command is its arguments and, below them, the call of one function. What is heavy to import is
-imported by the command that needs it.
+Thin: each command is its arguments and the call of one function; what is heavy is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from madad_lite.arguments import (
     folder,
     path,
     settings,
+    whole,
 )
 from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
 from madad_lite.family.registry import FAMILY
@@ -57,8 +57,8 @@ def demo(args):
     "phantom",
     "write a cohort of simulated subjects as NIfTI files",
     OUT,
-    arg("--normal", type=int, default=8),
-    arg("--patients", type=int, default=4),
+    arg("--normal", type=whole(0, 100_000), default=8),
+    arg("--patients", type=whole(0, 100_000), default=4),
     arg("--contrast", nargs="+", choices=CONTRASTS, default=["t1"]),
     arg("--spacing", type=float, default=2.0, help="voxel size in mm"),
     SEED,
@@ -86,16 +86,18 @@ def phantom(args):
     arg("--patients-in-train", action="store_true", help="train on the lesion-free slices of patients too"),
     SERIES,
     arg("--png", type=folder, help="also write PNG files to this folder"),
-    arg("--workers", type=int, help="processes; default: one a core"),
+    arg("--workers", type=whole(1, 10_000), help="processes; default: one a core"),
     SEED,
 )
 def prepare(args) -> int:
-    from madad_lite.authors.png_export import export_png
+    from madad_lite.authors.png_export import check_png_output, export_png
     from madad_lite.scans.grid import Grid
     from madad_lite.slices.folder import prepare_folder
 
     options = chosen(args, "contrast layout series seed workers patients_in_train splits")
     options |= {"grid": Grid(spacing=args.spacing, size=args.size), "register": YES_NO[args.register]}
+    if args.png:
+        check_png_output(Path(args.png), {args.source, args.out})
     manifest = prepare_folder(args.source, args.out, **options)
     if args.png:
         export_png(manifest, args.png)
@@ -198,12 +200,12 @@ def assemble(args):
     arg("--brain", type=path, help="brain mask; of several scans a pattern, such as {name}_mask.nii.gz"),
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
     arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
-    arg("--channel", type=int, help="which volume of a 4-D file"),
+    arg("--channel", type=whole(0), help="which volume of a 4-D file"),
     SERIES,
     REGISTER,
     arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
     arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
-    arg("--batch-size", type=int, help="slices at once; default: as many as fit"),
+    arg("--batch-size", type=whole(1), help="slices at once; default: as many as fit"),
     arg("--device", help="cpu, cuda, ...; default: a GPU if there is one"),
     arg("--resume", action="store_true", help="leave out the scans whose results are there"),
     arg("--force", action="store_true", help="overwrite results"),
@@ -299,7 +301,7 @@ def reproduce(args):
     arg("--spacing", type=float, default=1.0, help="of the slices, mm"),
     arg("--size", type=int, default=256, help="of the slices, pixels"),
     arg("--z-spacing", type=float, default=4.0, help="mm from slice to slice: only time depends on it"),
-    arg("--heads", type=int, help="of the UNet's attention; default: as in the authors' UNet of its width"),
+    arg("--heads", type=whole(1), help="of the UNet's attention; default: as the authors', by its width"),
 )
 def import_official(args):
     from madad_lite.authors.checkpoints import import_official
@@ -307,6 +309,18 @@ def import_official(args):
     options = chosen(args, "contrast spacing z_spacing") | {"slice_size": args.size, "num_heads": args.heads}
     written = import_official(args.file, args.out, **options)
     print(f"imported: {written}")
+
+
+@command(
+    "export-onnx",
+    "weights as ONNX files and a JSON of their settings, for other programs",
+    arg("weights", type=path, help="a shipped name, a folder, or a hub id"),
+    *(OUT, FORCE, arg("--half", action="store_true", help="store in half precision: half the size")),
+)
+def export_onnx(args):
+    from madad_lite.onnx_export import export_onnx
+
+    print(f"exported: {export_onnx(**chosen(args, 'weights out half force'))}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -153,6 +153,8 @@ class MadAdPipeline(DiffusionPipeline):
         check_steps(settings.num_inference_steps, self.scheduler.config.num_train_timesteps)
         if score not in ("image", "latent", "mask"):
             raise ValueError(f'score is "image", "latent" or "mask", not {score!r}')
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is 1 or more, not {batch_size}")
         divisor = downsampling(self.autoencoder) * 2 ** (len(self.denoiser.config.channel_multipliers) - 1)
         of_file = dict(channel=channel, register=register, z_range=z_range, z_spacing=z_spacing)
         options = dict(brain=brain, volumes=volumes, **of_file)

@@ -2,12 +2,13 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -43,7 +44,8 @@ try:
     import madad_lite
 except ImportError:  # as in Colab, where what is installed stays as it is
     # !pip list --format=freeze > /tmp/installed.txt
-    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
+    # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
+    # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
 # %%
@@ -605,8 +607,13 @@ show(
 #
 # ## Exercises
 #
-# Three kinds: *predict* before you run, *write* code, *investigate*. Every check says "not done yet" as long as you have not answered, and refuses wrong answers.
-#
+# Three kinds: *predict* before you run, write *code*, *investigate*. Replace `None` or the line with `NotImplementedError` by your answer. A check says
+# "not done yet" until then, and tells what is wrong with a wrong answer. Solutions: [solutions/01_diffusion](solutions/01_diffusion.ipynb).
+
+# %%
+import checks  # the file beside this notebook
+
+# %% [markdown]
 # ### Exercise 1 (predict): twice as many levels
 #
 # With the cosine schedule over $T = 200$ levels instead of 100, what is $\bar\alpha$ at $t = 99$, to one decimal? (Think of where 99 lies on the way from 0 to 200.)
@@ -615,13 +622,7 @@ show(
 abar_200_at_99 = None  # your answer, a number
 
 # %%
-if abar_200_at_99 is None:
-    print("Exercise 1: not done yet")
-else:
-    assert abs(abar_200_at_99 - cosine_abar(200)[99].item()) < 0.06, (
-        "half of the way: where was abar one half?"
-    )
-    print("Exercise 1: right.")
+checks.solved(checks.check_01_abar, abar_200_at_99)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -630,7 +631,7 @@ else:
 #
 # </details>
 #
-# ### Exercise 2 (write): the velocity back to the noise
+# ### Exercise 2 (code): the velocity back to the noise
 #
 # Write $\hat\varepsilon$ from $x_t$, $v$ and $t$.
 
@@ -641,18 +642,7 @@ def eps_from_v(x_t, v, t):
 
 
 # %%
-def check_eps_from_v(function):
-    for t in (5, 50, 95):
-        x_t = abar[t].sqrt() * x0 + (1 - abar[t]).sqrt() * noise
-        v = abar[t].sqrt() * noise - (1 - abar[t]).sqrt() * x0
-        assert torch.allclose(function(x_t, v, t), noise, atol=1e-3), f"not the noise at t = {t}"
-
-
-try:
-    check_eps_from_v(eps_from_v)
-    print("Exercise 2: right.")
-except NotImplementedError:
-    print("Exercise 2: not done yet")
+checks.solved(checks.check_01_eps_from_v, eps_from_v)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>
@@ -666,7 +656,7 @@ except NotImplementedError:
 #
 # </details>
 #
-# ### Exercise 3 (write): the forward step
+# ### Exercise 3 (code): the forward step
 #
 # Write one step of the chain, from level $t - 1$ to level $t$.
 
@@ -678,21 +668,7 @@ def forward_step(x, t, eps):
 
 
 # %%
-def check_forward_step(function):
-    x = abar[29].sqrt() * x0 + (1 - abar[29]).sqrt() * noise
-    fresh = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
-    got = function(x, 30, fresh)
-    assert abs(got.std() - 1) < 0.05, "the spread has to stay at 1"
-    assert torch.allclose(got, (1 - beta[30]).sqrt() * x + beta[30].sqrt() * fresh, atol=1e-5), (
-        "not the step to t = 30"
-    )
-
-
-try:
-    check_forward_step(forward_step)
-    print("Exercise 3: right.")
-except NotImplementedError:
-    print("Exercise 3: not done yet")
+checks.solved(checks.check_01_forward_step, forward_step)
 
 # %% [markdown]
 # <details><summary>Hint</summary>

@@ -2,12 +2,13 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -46,7 +47,8 @@ try:
     import madad_lite
 except ImportError:  # as in Colab, where what is installed stays as it is
     # !pip list --format=freeze > /tmp/installed.txt
-    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
+    # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
+    # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
 # %% [markdown]
@@ -75,7 +77,7 @@ from madad_lite.scans.grid import Geometry, Grid
 from madad_lite.scans.nifti import load_volume, return_to_scan, save_nifti
 from madad_lite.scans.prepare import mask_overlap, prepare_volume, register_to_mni
 from madad_lite.scans.registration import template
-from madad_lite.simulation.cohort import implant_lesion, simulate_subject, write_cohort
+from madad_lite.simulation.cohort import simulate_subject, write_cohort
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.folder import prepare_folder
 
@@ -250,10 +252,11 @@ plotting.slice_grid(
 # subject askew, and registering the same subject lying straight, must bring *every point* to the same place.
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 mask = data > 0
 T_askew, T_straight = registered.geometry.to_mni, register_to_mni(image)
 before, after = (mask_overlap(mask, movement @ A, T) for T in (np.eye(4), T_askew))
-print(f"overlap below 0.7 before: {before < 0.7}; above 0.9 after: {after > 0.9}")
+print(f"overlap with the template: {before:.2f} before, {after:.2f} after")
 assert before < 0.7 and after > 0.9
 
 points = apply_affine(A, np.argwhere(mask)[::200])  # some points of the brain, in mm
@@ -261,7 +264,7 @@ distance = np.linalg.norm(
     apply_affine(T_askew @ movement, points) - apply_affine(T_straight, points), axis=1
 )
 print(
-    "askew and straight end at the same place, within 3 mm on average:", bool(distance.mean() < 3)
+    f"askew and straight end {distance.mean():.1f} mm apart on average, {distance.max():.1f} mm at most"
 )
 assert distance.mean() < 3
 
@@ -271,16 +274,18 @@ assert distance.mean() < 3
 #
 # ## 5. Which voxels are brain?
 #
-# Skull, eyes and skin are neither normal nor abnormal *brain*. There are three ways to a brain mask, tried in this order:
+# Skull, eyes and skin are neither normal nor abnormal *brain*. There are four ways to a brain mask, tried in this order:
 #
 # 1. you **give** one (`brain=`): always the best;
 # 2. the scan is **stripped** already: its background is constant, usually 0, and the brain is where that ends;
-# 3. the scan still has its **skull**: it is registered, and the *template's* brain is cut out. That is rough.
+# 3. the scan still has its **skull**: deepbet, a network made for whole heads, finds the brain (`brain="deepbet"`; the extra `prep` installs it);
+# 4. without deepbet the scan is registered and the *template's* brain is cut out (`brain="template"`). That is rough.
 #
-# To see the third way we put our subject into a head: fluid, bone, scalp, and noise in the air. Then we take the template's brain mask
-# back to the scan (section 10 shows how), compare it with the true one, and draw its outline.
+# To see the last two we put our subject into a head: fluid, bone, scalp, and noise in the air. Then we take the found brain masks
+# back to the scan (section 10 shows how), compare them with the true one, and draw their outlines.
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 depth = ndimage.distance_transform_edt(~mask) * 2.0  # mm outside the brain
 level = np.median(data[mask])
 head = data.astype(np.float32)
@@ -294,24 +299,27 @@ noise = 0.03 * level * np.random.default_rng(0).standard_normal((2, *head.shape)
 head = np.hypot(head + noise[0], noise[1]).astype(np.float32)  # magnitude images have Rician noise
 save_nifti(nib.Nifti1Image(head, A), WORK / "head_T1w.nii.gz")
 
-in_head = prepare_volume(WORK / "head_T1w.nii.gz")  # no constant background: way 3
-found = return_to_scan(in_head.brain.astype(np.float32), in_head.geometry, order=0)
-dice = 2 * ((found.get_fdata() > 0.5) & mask).sum() / ((found.get_fdata() > 0.5).sum() + mask.sum())
-print(
-    "the template's brain overlaps the true one by more than 0.85, not perfectly:",
-    bool(0.85 < dice < 0.99),
-)
-assert 0.85 < dice < 0.99
+overlaps, outlines = {}, {}
+for way in ("template", "deepbet"):
+    in_head = prepare_volume(WORK / "head_T1w.nii.gz", brain=way)
+    back = return_to_scan(in_head.brain.astype(np.float32), in_head.geometry, order=0)
+    found = back.get_fdata() > 0.5
+    overlaps[way] = 2 * (found & mask).sum() / (found.sum() + mask.sum())
+    outlines[way] = found
+print("overlap with the true brain:", {way: round(float(d), 2) for way, d in overlaps.items()})
+assert 0.8 < overlaps["template"] < 0.99 and overlaps["deepbet"] > 0.8
 heights = [24, 34, 44, 54, 64]  # axial slices of the scan
-rows = [
-    volume.transpose(2, 1, 0)[heights, ::-1]
-    for volume in (head / level - 1, found.get_fdata() > 0.5)
-]
-plotting.slice_grid(rows[0], truth=rows[1], columns=5)
+picture, *masks = (
+    volume.transpose(2, 1, 0)[heights, ::-1] for volume in (head / level - 1, *outlines.values())
+)
+titles = [f"{way}, {h}" for way in outlines for h in heights]
+plotting.slice_grid(
+    np.concatenate([picture] * 2), titles=titles, truth=np.concatenate(masks), columns=5
+)
 
 # %% [markdown]
-# For real work strip the skulls first, with a tool made for it (HD-BET, SynthStrip): a rim of scalp left at the edge looks like a
-# lesion to a network that has never seen scalp, and a rim of brain cut off is never searched.
+# A simulated head is a poor head, made of shells; on real ones deepbet does better than the template, which does not know where this person's brain ends. Look at
+# the outline before you believe a map: a rim of scalp left at the edge looks like a lesion to a network that has never seen scalp, and a rim of brain cut off is never searched.
 #
 # ## 6. Brightness: one scale for all
 #
@@ -321,7 +329,7 @@ plotting.slice_grid(rows[0], truth=rows[1], columns=5)
 # $$ x = \mathrm{clip}\!\left( \frac{v}{m} - 1,\ -1,\ 1 \right). $$
 #
 # So the middle of the brain is at 0, the background at exactly $-1$, and whatever is twice as bright as the median or more at 1. Why
-# the median? Because one bad voxel, or a lesion, must not move the scale. (Exercise 2 tries it.) Below is the formula in Python; then the
+# the median? Because one bad voxel, or a lesion, must not move the scale. (Exercise 4 tries it.) Below is the formula in Python; then the
 # first scan of each site as the package prepares it.
 
 # %%
@@ -331,7 +339,8 @@ assert abs(np.median(x[mask])) < 1e-6 and x[~mask].max() == -1
 files = {site: find_scans(WORK / f"site{site}")[0].image for site in spacings}
 raw_a, raw_b = (load_volume(path).get_fdata() for path in files.values())
 ratio = np.median(raw_a[raw_a > 0]) / np.median(raw_b[raw_b > 0])
-print("the raw medians of the two differ by more than a tenth:", bool(abs(ratio - 1) > 0.1))
+print(f"raw median of site A: {ratio:.2f} times that of site B")
+assert abs(ratio - 1) > 0.1
 pair = [prepare_volume(path) for path in files.values()]
 for p in pair:
     assert abs(np.median(p.image[p.brain])) < 0.05 and p.image.max() <= 1
@@ -374,7 +383,7 @@ plotting.slice_grid(straight.image[::4], titles=heights[::4], columns=6)
 # ## 8. A whole folder
 #
 # `prepare_folder` does this for every scan it finds, and writes the slices and one **manifest** that describes them. Subjects are divided into
-# training, validation and test. Patients never go to training: the network is to see nothing but normal brains.
+# training, validation and test. Patients never go to training: it is normal brains that the network is to learn.
 
 # %%
 options = dict(contrast="t1", fractions=(0.5, 0.25, 0.25), workers=WORKERS, progress=False)
@@ -402,13 +411,14 @@ assert array.shape == (entry["n_slices"], 96, 96) and array.dtype == np.float16
 # subject, and a check that nobody is in two splits belongs into every project.
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 one, two = (
     manifests["A"].array(s, "image").astype(float) for s in manifests["A"].scans("train")[:2]
 )
 middle = range(20, min(len(one), len(two)) - 20, 4)
 neighbour = np.mean([np.corrcoef(one[z].ravel(), one[z + 1].ravel())[0, 1] for z in middle])
 stranger = np.mean([np.corrcoef(one[z].ravel(), two[z].ravel())[0, 1] for z in middle])
-print("a neighbour is more alike than another brain's slice:", bool(neighbour > stranger))
+print(f"correlation with the neighbour {neighbour:.2f}, with another brain {stranger:.2f}")
 assert neighbour > stranger + 0.02
 
 for manifest in manifests.values():
@@ -485,7 +495,27 @@ sheet = [
 plotting.slice_grid(np.stack(sheet).astype(np.float32), titles=list(checked), columns=7)
 
 # %% [markdown]
-# **By number**, for when there are five hundred: how well does each scan agree with the template (the correlation over all slices), and how
+# Did you see it? The cut-off scan looks like all others: at this height nothing is missing. From above, one slice cannot tell how a head stands. From the **side** it can: the plane through the
+# middle of each brain, its front at the left, with the outline of the template's brain.
+
+
+# %%
+def from_the_side(pixels, index):
+    """The sagittal plane x = 0, top of the head at the top: (height of the grid, 96)."""
+    plane = np.full((grid.shape[2], 96), -1.0)
+    plane[list(index)] = np.asarray(pixels)[
+        :, :, 48
+    ]  # rows of a slice run from the front to the back
+    return plane[::-1]
+
+
+outline = from_the_side(2.0 * mni.brain - 1, mni.geometry.slice_index) > 0
+side = np.stack([from_the_side(im, index) for im, _, index in checked.values()])
+assert side[list(checked).index("cut off"), :15].max() == -1  # 30 mm of its top are missing
+plotting.slice_grid(side, titles=list(checked), truth=np.stack([outline] * len(side)), columns=7)
+
+# %% [markdown]
+# Now both stand out at once. **By number**, for when there are five hundred: how well does each scan agree with the template (the correlation over all slices), and how
 # large is its brain? We do not ask for a certain value but look for scans that **differ from the others**: by more than five times
 # the usual spread (the median distance from the median, which a few bad scans do not move).
 
@@ -528,6 +558,7 @@ plotting.compare_methods(
 # little, for there and back are two interpolations.) And by hand: does the lesion's deepest voxel land on a lesion pixel of the slices?
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 patient = next(s for s in find_scans(WORK / "siteA") if s.group == "patient")
 prepared = prepare_volume(patient.image, brain=patient.brain, lesion=patient.lesion, register=True)
 back = return_to_scan(prepared.lesion.astype(np.float32), prepared.geometry)
@@ -535,7 +566,7 @@ original, lesion = nib.load(patient.image), nib.load(patient.lesion).get_fdata()
 assert back.shape == original.shape and np.array_equal(back.affine, original.affine)
 returned = back.get_fdata() > 0.5
 overlap = 2 * (returned & lesion).sum() / (returned.sum() + lesion.sum())
-print("there and back the lesion overlaps itself by more than 0.8:", bool(overlap > 0.8))
+print(f"there and back the lesion overlaps itself by {overlap:.2f} (Dice)")
 assert overlap > 0.8
 
 g = Geometry.from_dict(
@@ -643,61 +674,92 @@ assert found_scan.subject == "anna" and found_scan.lesion.name == "anna_t1_lesio
 #
 # ## Exercises
 #
-# Each has a cell for your answer and a cell that checks it. Untouched, the check says that the exercise is not done.
-#
-# ### Exercise 1: from millimetres to voxels
-#
-# Which voxel of `image` lies nearest to the point $(0, -18, 14)$ mm? Use the inverse of the affine.
+# Three kinds: *predict* before you run, write *code*, *investigate*. Replace `None` or the line with `NotImplementedError` by your answer. A check says
+# "not done yet" until then, and tells what is wrong with a wrong answer. Solutions: [solutions/02_data_preparation](solutions/02_data_preparation.ipynb).
 
 # %%
-nearest = None  # your answer: three whole numbers
-
-# %%
-if nearest is None:
-    print("Exercise 1: not done yet")
-else:
-    off = np.abs(apply_affine(A, nearest) - [0, -18, 14])
-    assert (off <= sides / 2 + 1e-6).all(), f"this voxel is {off} mm away"
-    print("Exercise 1: right")
+import checks  # the file beside this notebook
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# ### Exercise 1 (predict): dealt like cards
 #
-# `nearest = np.rint(apply_affine(np.linalg.inv(A), [0, -18, 14])).astype(int)`
+# Ten subjects have ten slices each. The hundred slices are dealt at random, half to training, half to the test. Of how many *subjects* would you bet that they have slices on both sides?
+
+# %%
+in_both = None  # your answer
+
+# %%
+checks.solved(checks.check_02_split, in_both)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# A subject is on one side only if all of its ten slices are: about twice $0.5^{10}$.
 #
 # </details>
 
 # %% [markdown]
-# ### Exercise 2: what a stroke does to the scale
+# ### Exercise 2 (code): from millimetres to voxels
 #
-# Put a simulated stroke of 60 mL into our subject with `implant_lesion(image, subject.brain, seed=1, volume_ml=60)`
-# (it gives the new image and the mask). By what share do the **mean** and the **median** inside the brain change? Which one is the better scale?
+# Which voxel lies nearest to a point? The affine leads from voxels to millimetres; you need the way back.
+
 
 # %%
-change_mean = None  # your answer, such as -0.05 for minus 5 %
-change_median = None
+def voxel_of(affine, xyz):
+    """affine: (4, 4), voxel -> mm. xyz: a point in mm. Returns three whole numbers."""
+    raise NotImplementedError  # your lines
+
 
 # %%
-if change_mean is None or change_median is None:
-    print("Exercise 2: not done yet")
-else:
-    sick = np.asarray(implant_lesion(image, subject.brain, seed=1, volume_ml=60)[0].dataobj)
-    assert abs(change_mean - (sick[mask].mean() / data[mask].mean() - 1)) < 1e-3, (
-        "not the change of the mean"
-    )
-    assert abs(change_median - (np.median(sick[mask]) / np.median(data[mask]) - 1)) < 1e-3, (
-        "not the change of the median"
-    )
-    print("Exercise 2: right")
+checks.solved(checks.check_02_voxel_of, voxel_of)
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Hint 1</summary>
 #
-#     sick, _ = implant_lesion(image, subject.brain, seed=1, volume_ml=60)
-#     sick = np.asarray(sick.dataobj)
-#     change_mean = sick[mask].mean() / data[mask].mean() - 1
-#     change_median = np.median(sick[mask]) / np.median(data[mask]) - 1
+# `np.linalg.inv(affine)` leads from millimetres to voxels; `apply_affine` applies it.
 #
-# Both fall by a few per cent, the median by less than the mean.
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `np.rint(apply_affine(np.linalg.inv(affine), xyz)).astype(int)`
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 3 (code): one scale for all
+#
+# Write the equation of section 6.
+
+
+# %%
+def normalised(values, brain):
+    """values: a scan. brain: bool, of the same shape. Returns values in [-1, 1], the brain's median at 0."""
+    raise NotImplementedError  # your lines
+
+
+# %%
+checks.solved(checks.check_02_normalised, normalised)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# `np.median(values[brain])` is $m$.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `np.clip(values / m - 1, -1, 1)`
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 4 (investigate): what a stroke does to the scale
+#
+# Put strokes of 10, 60 and 150 mL into our subject with `madad_lite.simulation.cohort.implant_lesion(image, subject.brain, seed=1, volume_ml=60)` (it gives the new image and the mask). By what share do the **mean** and the
+# **median** inside the brain change? And the 99th percentile, which others divide by?
+#
+# <details><summary>What to expect</summary>
+#
+# Mean and median fall, the median by less, and both more with the size of the stroke; an upper percentile hardly moves for dark strokes, but would for bright ones. No scale is blind to lesions; the median is hard to move.
 #
 # </details>

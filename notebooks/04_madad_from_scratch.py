@@ -2,12 +2,13 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -45,7 +46,8 @@ try:
     import madad_lite
 except ImportError:  # as in Colab, where what is installed stays as it is
     # !pip list --format=freeze > /tmp/installed.txt
-    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
+    # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
+    # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
 # %% [markdown]
@@ -700,8 +702,13 @@ assert all(value < 1e-4 for value in gap.values()) and gap["masks"] == 0
 #
 # ## Exercises
 #
-# Three kinds: *predict* before you run, *write* code, *investigate*. Every check says "not done yet" as long as you have not answered, and refuses wrong answers.
-#
+# Three kinds: *predict* before you run, write *code*, *investigate*. Replace `None` or the line with `NotImplementedError` by your answer. A check says
+# "not done yet" until then, and tells what is wrong with a wrong answer. Solutions: [solutions/04_madad_from_scratch](solutions/04_madad_from_scratch.ipynb).
+
+# %%
+import checks  # the file beside this notebook
+
+# %% [markdown]
 # ### Exercise 1 (predict): noise that nobody added
 #
 # In section 7 no noise was added. What does the reverse process return for a **healthy** latent, if the network takes no cell for noise at any step? Answer `"z0"` (exactly
@@ -711,19 +718,7 @@ assert all(value < 1e-4 for value in gap.values()) and gap["masks"] == 0
 answer = None  # "z0", "z0_hat" or "noise"
 
 # %%
-if answer is None:
-    print("Exercise 1: not done yet")
-else:
-
-    def sure(z, t):  # a network that never doubts
-        return torch.zeros_like(z), torch.full_like(z[:, :1], -20.0)
-
-    out = selective_reverse(sure, z_other, generator=torch.Generator().manual_seed(0))[0]
-    outcomes = {"z0": z_other, "z0_hat": torch.zeros_like(z_other)}
-    assert answer in outcomes and torch.equal(out, outcomes[answer]), (
-        "run selective_reverse with `sure` and look"
-    )
-    print("Exercise 1: right.")
+checks.solved(checks.check_04_sure, answer)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -732,7 +727,7 @@ else:
 #
 # </details>
 #
-# ### Exercise 2 (write): the authors' score
+# ### Exercise 2 (code): the authors' score
 #
 # The authors' code takes the *absolute* difference, clips it at 0.25, and compares the healed slice with the **decoded, unhealed latent** instead of the scan. Write it. All
 # arguments are (N, 1, H, W); smooth with `sigma`, and set what is outside the brain to 0.
@@ -744,26 +739,7 @@ def authors_map(healed, decoded, brain, sigma=2.0):
 
 
 # %%
-def check_authors_map(function):
-    decoded = torch.where(sick_brain, pipe.decode(z_sick), -1.0)
-    wanted = package_scoring.image_difference(
-        healed, decoded, gamma=0.25, squared=False, sigma=2.0, brain=sick_brain
-    )
-    got = function(healed, decoded, sick_brain.float())
-    assert got.shape == wanted.shape, (
-        f"the map should be {tuple(wanted.shape)}, not {tuple(got.shape)}"
-    )
-    assert got.max() <= 1 + 1e-6, "a map ends at 1: divide by where you clip"
-    assert torch.allclose(got, wanted, atol=1e-4), (
-        "absolute difference, clipped at 0.25, smoothed, then the brain"
-    )
-
-
-try:
-    check_authors_map(authors_map)
-    print("Exercise 2: right.")
-except NotImplementedError:
-    print("Exercise 2: not done yet")
+checks.solved(checks.check_04_authors_map, authors_map)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>
@@ -777,7 +753,7 @@ except NotImplementedError:
 #
 # </details>
 #
-# ### Exercise 3 (write): DDIM without chance
+# ### Exercise 3 (code): DDIM without chance
 #
 # Write one deterministic step ($\eta = 0$) from level $t$ to $t-1$ for every cell, without any mask.
 
@@ -789,21 +765,7 @@ def ddim_step(z, z0_hat, t):
 
 
 # %%
-def check_ddim_step(function):
-    z, guess = torch.randn(2, 3, C, h, w, generator=torch.Generator().manual_seed(3))
-    scheduler.set_timesteps(T)
-    for t in (9, 5, 1):
-        wanted = scheduler.step(guess, t, z, eta=0.0).prev_sample
-        assert torch.allclose(function(z, guess, t), wanted, atol=1e-4), (
-            f"not the step of DDIM at t = {t}"
-        )
-
-
-try:
-    check_ddim_step(ddim_step)
-    print("Exercise 3: right.")
-except NotImplementedError:
-    print("Exercise 3: not done yet")
+checks.solved(checks.check_04_ddim_step, ddim_step)
 
 # %% [markdown]
 # <details><summary>Hint 1</summary>

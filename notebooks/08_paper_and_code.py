@@ -2,12 +2,13 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: -jupytext.text_representation.jupytext_version
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -43,7 +44,8 @@ try:
     import madad_lite
 except ImportError:  # as in Colab, where what is installed stays as it is
     # !pip list --format=freeze > /tmp/installed.txt
-    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
+    # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
+    # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
 # %%
@@ -149,6 +151,8 @@ titles = ["M, the paper's", "keep, the code's"]
 plotting.mask_examples(torch.cat([M, keep]), images=x0[[k, k], 0], titles=titles, columns=2)
 
 # %% [markdown]
+# (The paper itself can be read both ways: its equation has 1 for noised, while the caption of its first figure speaks of *non-masked* regions that are noised. In this repository 1 is noised, always.)
+#
 # So their head's logit is the negative of ours, $\mathrm{sigmoid}(-\ell) = 1 - \mathrm{sigmoid}(\ell)$. Forget it, and everything
 # healthy is healed and every lesion kept. When the package imports their weights, it turns the sign of that one layer.
 #
@@ -212,7 +216,7 @@ fig
 d = torch.linspace(0, 1, 201).view(1, 1, 1, -1)
 paper = {**PAPER, "sigma": 0.0}
 code = {**AUTHORS, "sigma": 0.0}
-both = {"squared (paper)": paper, "absolute (code)": code}
+both = {"squared": paper, "absolute": code}
 curve = {name: scoring.image_difference(d, 0 * d, **how).flatten() for name, how in both.items()}
 fig, ax = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
 for (name, a), style in zip(curve.items(), ("-", "--")):
@@ -222,15 +226,15 @@ ax.legend(frameon=False)
 plt.close(fig)
 small = int(0.1 * 200)  # |d| = 0.1, a twentieth of the range
 print(
-    f"a difference of 0.1 scores {curve['squared (paper)'][small]:.2f} squared, {curve['absolute (code)'][small]:.2f} absolute"
+    f"a difference of 0.1 scores {curve['squared'][small]:.2f} squared, {curve['absolute'][small]:.2f} absolute"
 )
-assert abs(curve["squared (paper)"][small] - 0.05) < 1e-6
-assert abs(curve["absolute (code)"][small] - 0.4) < 1e-6
+assert abs(curve["squared"][small] - 0.05) < 1e-6
+assert abs(curve["absolute"][small] - 0.4) < 1e-6
 fig
 
 # %% [markdown]
 # The square forgives small differences (0.05 against 0.40) and is full only at $|d| = \sqrt{0.2} \approx 0.45$; the absolute value is full at 0.25. So
-# the code's map is brighter, over lesions and over small errors of the decoder alike. In the maps of our slice:
+# the code's map is brighter, over lesions and over small errors of the decoder alike. In the maps of our slice, both against the decoded latent (section 6 asks about that):
 
 # %%
 sigma = pipe.config.sigma  # the authors' 5 belongs to 256 pixels
@@ -240,7 +244,7 @@ for name, how in both.items():
     maps[name] = scoring.image_difference(out.healed, out.reconstruction, **how, brain=brain)
 healthy_tissue = brain & ~lesion
 share = {name: float(m[healthy_tissue].mean()) for name, m in maps.items()}
-assert share["absolute (code)"] > share["squared (paper)"]
+assert share["absolute"] > share["squared"]
 shown = torch.cat([m[[k]] for m in maps.values()])
 plotting.slice_grid(x0[[k, k]], list(maps), 2, overlay=shown, truth=lesion[[k, k]])
 
@@ -254,9 +258,10 @@ plotting.slice_grid(x0[[k, k]], list(maps), 2, overlay=shown, truth=lesion[[k, k
 # counts everything that the autoencoder loses, everywhere, as abnormal; the second cancels it, since both sides went through the same decoder.
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 maps = {
-    "squared, decoded latent": maps["squared (paper)"],
-    "absolute, decoded latent (code)": maps["absolute (code)"],
+    "squared, decoded latent": maps["squared"],
+    "absolute, decoded latent (code)": maps["absolute"],
 }
 for name, how in (("squared, scan (paper)", paper), ("absolute, scan", code)):
     how = {**how, "sigma": sigma}
@@ -270,8 +275,7 @@ pair = {
 }
 left = [float(maps[name][untouched].mean()) for name in pair.values()]
 print(
-    "where nothing was replaced, the score against the decoded latent is smaller:",
-    left[0] < left[1],
+    f"mean score where nothing was replaced: {left[0]:.3f} against the decoded latent, {left[1]:.3f} against the scan"
 )
 assert left[0] < left[1]
 shown = torch.cat([maps[name][[k]] for name in pair.values()])
@@ -347,11 +351,12 @@ plotting.slice_grid(shown, ["scan", "eta 0.5, seed 0", "eta 0.5, seed 1", "eta 0
 # is **pooled**: all pixels of all images in one Dice, where large lesions decide. Our own maps show the effect:
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 result = metrics.evaluate(out.anomaly_map, lesion, brain=brain, intervals=False)
 dice = {"pooled": result["pooled_max_dice"], "per image": result["per_lesion_image_max_dice"]}
 groups = {name: group for name, group in result["by_size"].items() if group["n"]}
 dice |= {f"pooled, {name} only": group["pooled_max_dice"] for name, group in groups.items()}
-print("the same maps score higher pooled than per image:", dice["pooled"] > dice["per image"])
+print(f"the same maps: {dice['pooled']:.2f} pooled, {dice['per image']:.2f} per image")
 assert dice["pooled"] > dice["per image"]
 plotting.compare_methods(
     {name: {"max Dice of the same maps": value} for name, value in dice.items()}
@@ -437,55 +442,72 @@ assert not (WORK / "i_was_here").exists() and not (WORK / "imported").exists()
 #
 # ## Exercises
 #
-# **1.** Write the code's score as one expression of `out.healed`, `out.reconstruction` and `brain`, without smoothing.
+# Three kinds: *predict* before you run, write *code*, *investigate*. Replace `None` or the line with `NotImplementedError` by your answer. A check says
+# "not done yet" until then, and tells what is wrong with a wrong answer. Solutions: [solutions/08_paper_and_code](solutions/08_paper_and_code.ipynb).
 
 # %%
-your_score = None  # your turn
-
-expected = scoring.image_difference(out.healed, out.reconstruction, **code, brain=brain)
-if your_score is not None:
-    assert torch.allclose(your_score, expected, atol=1e-6)
-    print("right")
+import checks  # the file beside this notebook
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# ### Exercise 1 (predict): when both are full
 #
-# `your_score = ((out.healed - out.reconstruction).abs().clamp(max=0.25) / 0.25) * brain`
+# From which difference $|d| > 0$ on are the paper's and the code's unsmoothed scores equal? By hand first, then look at the curves of section 5.
+
+# %%
+crossing = None  # your answer
+
+# %%
+checks.solved(checks.check_08_crossing, crossing)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# Below 0.25 the scores are $4|d|$ and $5d^2$. Above it one of them is 1.
 #
 # </details>
-#
-# **2.** From which difference $|d| > 0$ on are the paper's and the code's unsmoothed scores equal? Compute it by hand first.
-
-# %%
-your_crossing = None  # your turn
-
-if your_crossing is not None:
-    at = torch.full((1, 1, 1, 1), your_crossing)
-    scores = [float(scoring.image_difference(at, 0 * at, **how)) for how in (paper, code)]
-    assert 0 < your_crossing < 0.46 and abs(scores[0] - scores[1]) < 1e-3
-    print("right")
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# ### Exercise 2 (code): the code's score
 #
-# For $|d| \le 0.25$ the code's score is $4|d|$ and the paper's $5 d^2$: they would meet at $|d| = 0.8$, which is outside. Above 0.25 the code's is 1, and the paper's reaches 1 at
-# $|d| = \sqrt{0.2} = 0.447$. From there on both are 1: `your_crossing = 0.2**0.5`
+# Write the code's score, without smoothing.
+
+
+# %%
+def score(healed, decoded, brain):
+    """healed, decoded: (N, 1, H, W). brain: bool. Returns (N, 1, H, W) in [0, 1], 0 outside the brain."""
+    raise NotImplementedError  # your lines
+
+
+# %%
+checks.solved(checks.check_08_score, score)
+
+# %% [markdown]
+# <details><summary>Hint 1</summary>
+#
+# Section 5 has the equation; `clamp(max=...)` is the minimum.
 #
 # </details>
+# <details><summary>Hint 2</summary>
 #
-# **3.** With which shares of small, medium and large images would THOR's and MAD-AD's averages per image lie *closest* together, and how far apart are they then? (Use `linprog`.)
-
-# %%
-your_gap = None  # your turn, in points of Dice
-
-if your_gap is not None:
-    assert abs(your_gap - (low - 29.7)) < 0.1
-    print("right")
+# `((healed - decoded).abs().clamp(max=0.25) / 0.25) * brain`
+#
+# </details>
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# ### Exercise 3 (investigate): the smallest lead
 #
-# The smallest average of MAD-AD is the closest one, as it is always ahead: `your_gap = linprog(mad_ad, **shares).fun - 29.7`, not quite 3 points.
+# With which shares of small, medium and large images would THOR's and MAD-AD's averages *per image* lie closest together, and how many points of Dice are they apart then? Use `linprog` as in section 9.
+
+# %%
+gap = None  # your answer
+
+# %%
+checks.solved(checks.check_08_gap, gap)
+
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# MAD-AD's smallest average is the closest one, since it is always ahead.
 #
 # </details>
 #

@@ -22,16 +22,18 @@ ROOT = Path(__file__).resolve().parent.parent
 OWNER_NAME = r"[\w.-]+/[\w-]+(?:\.[\w-]+)*"  # does not take the full stop that ends a sentence
 
 # With a list of what is installed as constraints pip may add to Colab's packages, but change none of them.
+# Colab opens a notebook without the files beside it: the exercises' checks are fetched.
 SET_UP = """\
 try:
     import madad_lite
 except ImportError:  # as in Colab, where what is installed stays as it is
     !pip list --format=freeze > /tmp/installed.txt
-    %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+{url}"
+    %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+{url}"
+    !wget -q {url}/raw/main/notebooks/checks.py
     import madad_lite
 """
 SET_UP_FORM = (
-    r"try:\n    import madad_lite\nexcept ImportError:.*\n(?:    (?:# )?[%!]pip .*\n)+    import madad_lite\n"
+    r"try:\n    import madad_lite\nexcept ImportError:.*\n(?:    (?:# )?[%!]\w+ .*\n)+    import madad_lite\n"
 )
 
 
@@ -54,7 +56,7 @@ def owner_name(url: str) -> str:
 
 def stamped_files(root: Path = ROOT) -> list[Path]:
     """The files that name the address."""
-    notebooks = sorted(p for p in (root / "notebooks").glob("*") if p.suffix in (".py", ".ipynb"))
+    notebooks = sorted(p for p in (root / "notebooks").rglob("*.*") if p.suffix in (".py", ".ipynb"))
     return [*notebooks, *(p for p in (root / "README.md", root / "CITATION.cff") if p.exists())]
 
 

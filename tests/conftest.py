@@ -16,8 +16,10 @@ SLOW_FILES = {
     "test_interruption",
     "test_learning",
     "test_many_scans",
+    "test_onnx_export",
     "test_processes",
     "test_reproduce",
+    "test_site",
 }
 
 

@@ -36,7 +36,7 @@ def pinned(name: str) -> dict[str, str]:
 
 def test_colab_has_what_the_set_up_cell_asks_for():
     """Nothing that Colab has installed is too old or too new, so that pip need not touch it."""
-    wanted = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["prep"]]
+    wanted = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["paint"] + EXTRAS["prep"]]
     colab = pinned("colab.txt")
     checked = [r for r in wanted if canonicalize_name(r.name) in colab]
     assert {"torch", "numpy", "diffusers", "accelerate", "scipy"} <= {r.name for r in checked}

@@ -27,9 +27,10 @@ EDGES: dict[str, str] = {
     "plotting": "masking evaluation.counts",
     "training": "method extensions slices settings pipeline",
     "family": "method extensions settings slices training pipeline",
-    "detection": "pipeline plotting scans training family",
+    "detection": "pipeline plotting scans settings training family",
     "evaluation": "pipeline slices training family plotting",
     "simulation": "scans slices",
+    "onnx_export": "method extensions settings pipeline",
     "authors": "method pipeline scans slices training",
     "demo": "pipeline plotting scans slices training detection evaluation simulation",
 }

@@ -428,6 +428,16 @@ def test_a_scan_of_another_contrast_is_refused_unless_forced(scans, model, tmp_p
     assert not many_scans.detect([scans / "a.nii.gz"], tmp_path / "out", force_contrast=True, **options)
 
 
+def test_a_scan_named_as_with_contrast_agent_is_warned_of(scans, model, tmp_path, capsys):
+    """In the order of its tissues it is a T1."""
+    scan = shutil.copy(scans / "a.nii.gz", tmp_path / "a_t1c.nii.gz")
+    options = dict(weights=model, z_range=(0, 4), num_inference_steps=1, register=False, progress=False)
+    assert not many_scans.detect([scan, scans / "a.nii.gz"], tmp_path / "out", **options)
+    assert capsys.readouterr().err.splitlines() == [f"a_t1c.nii.gz: {many_scans.AGENT}"]
+    assert record(tmp_path / "out", "a_t1c")["warning"] == many_scans.AGENT
+    assert "warning" not in record(tmp_path / "out", "a")
+
+
 def test_auto_takes_the_shipped_weights_of_the_scans_contrast(cohort, tmp_path, capsys):
     scan = next(cohort.glob("sub-*/anat/*_T1w.nii.gz"))
     brief = ["--z-range", "0", "4", "--steps", "1", "--register", "no"]

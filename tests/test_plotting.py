@@ -1,5 +1,6 @@
 """Figures are checked by their numbers: what is drawn, where, and in which words."""
 
+import io
 from types import SimpleNamespace
 
 import matplotlib
@@ -14,10 +15,12 @@ import torch
 from matplotlib.colors import to_rgba
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from PIL import Image
 
 from madad_lite import plotting
 from madad_lite.evaluation import metrics
 from madad_lite.plotting.canvas import CELLS, FALSE, HIT, MISSED, TRUTH
+from madad_lite.plotting.schematic import BOXES
 
 N, SIZE, LATENT, STEPS = 6, 24, 6, 3
 
@@ -314,16 +317,51 @@ def test_trajectory_has_a_column_a_step_and_the_healed_slice(out, decoded):
     grid = np.array(fig.axes[: 4 * (STEPS + 1)]).reshape(4, STEPS + 1)
     for s in range(STEPS + 1):
         np.testing.assert_array_equal(pictures(grid[0, s])[0], decoded[s])
-        np.testing.assert_array_equal(pictures(grid[1, s])[0], np.abs(decoded[s] - decoded[0]))
+        np.testing.assert_array_equal(pictures(grid[1, s])[0], decoded[s] - decoded[0])
+        assert grid[1, s].get_images()[0].get_clim() == (-1, 1)  # darker and brighter on one scale
     for s in range(STEPS):
         np.testing.assert_array_equal(pictures(grid[2, s])[0], out.mask_probability[s, 3, 0])
         assert grid[2, s].get_images()[0].get_clim() == (0, 1)
         cells = ~np.ma.getmaskarray(grid[3, s].get_images()[1].get_array())
         np.testing.assert_array_equal(cells, out.replaced[s, 3, 0])
-    assert grid[0, 0].get_title() == "step 1\nt = 9" and grid[0, 3].get_title() == "healed"
+    assert grid[0, 0].get_title() == "step 1 of 3\nt = 9" and grid[0, 3].get_title() == "healed"
     assert not grid[2, 3].get_visible() and not grid[3, 3].get_visible()
     with pytest.raises(ValueError, match="3 steps need 4 decoded latents"):
         plotting.trajectory(out, 3, decoded[:-1])
+
+
+def test_trajectory_of_many_steps_shows_a_few_large_ones(out, decoded):
+    fig = plotting.trajectory(out, 3, decoded, columns=2)
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["step 1 of 3\nt = 9", "healed"]
+    np.testing.assert_array_equal(pictures(fig.axes[1])[0], decoded[STEPS])
+
+
+def test_the_film_has_a_frame_a_step_and_the_healed_slice(out, decoded):
+    film = Image.open(io.BytesIO(plotting.healing_film(out, 3, decoded, milliseconds=200)))
+    assert film.format == "GIF" and film.n_frames == STEPS + 1
+    times = []
+    for frame in range(film.n_frames):
+        film.seek(frame)
+        times.append(film.info["duration"])
+    assert times == [600, 200, 200, 800]
+
+
+@pytest.mark.parametrize("lit", [None, *BOXES])
+def test_the_method_lights_one_part(lit):
+    fig = plotting.method(lit, image=256, latent=(4, 32, 32))
+    texts = {t.get_text(): t for t in fig.axes[0].texts}
+    assert {"N×1×256×256", "N×4×32×32", "N×1×32×32", "N×4×32×32\nN×1×32×32"} <= texts.keys()
+    on = {words for words, text in texts.items() if "\n" in words and text.get_color() == "0"}
+    wanted = BOXES if lit is None else [lit]
+    boxes = {words for part in wanted for _, _, words in BOXES[part]}
+    assert on == {words for words in boxes if "\n" in words}
+    lit_boxes = [b for b in fig.axes[0].patches if to_rgba(CELLS) == b.get_edgecolor()]
+    assert len(lit_boxes) == sum(len(BOXES[part]) for part in wanted)
+
+
+def test_the_method_has_no_such_part():
+    with pytest.raises(ValueError, match="no part 'loss' in the picture: choose from slice, encode"):
+        plotting.method("loss")
 
 
 def test_reverse_step_shows_before_and_after(out, decoded):
@@ -331,7 +369,7 @@ def test_reverse_step_shows_before_and_after(out, decoded):
     np.testing.assert_array_equal(pictures(fig.axes[0])[0], decoded[1])
     np.testing.assert_array_equal(pictures(fig.axes[1])[0], out.mask_probability[1, 3, 0])
     np.testing.assert_array_equal(pictures(fig.axes[3])[0], decoded[2])
-    np.testing.assert_array_equal(pictures(fig.axes[4])[0], np.abs(decoded[2] - decoded[0]))
+    np.testing.assert_array_equal(pictures(fig.axes[4])[0], decoded[2] - decoded[0])
     assert f"{int(out.replaced[1, 3].sum())} of 36 cells" in words(fig)
     assert "Step 2 of 3  (t = 5)" in words(fig)
 
@@ -361,6 +399,18 @@ def test_volume_view_cuts_three_planes_through_the_point(tmp_path):
     nib.save(scan, tmp_path / "scan.nii.gz")
     from_file = plotting.volume_view(tmp_path / "scan.nii.gz", point=(4, 6, 8))
     np.testing.assert_array_equal(planes(from_file)[0][0], data[2].T[::-1])
+
+
+def test_a_mask_over_a_volume_is_no_score():
+    """It has no colour bar that speaks of scores."""
+    scan = nib.Nifti1Image(np.arange(8.0 * 9 * 10).reshape(8, 9, 10).astype(np.float32), np.eye(4))
+    half = np.zeros((8, 9, 10), np.float32)
+    half[4:] = 1
+    labels = [
+        [axis.get_ylabel() for axis in plotting.volume_view(scan, nib.Nifti1Image(v, np.eye(4))).axes]
+        for v in (half, 0.7 * half)
+    ]
+    assert "anomaly score" not in labels[0] and "anomaly score" in labels[1]
 
 
 def test_volume_view_turns_any_orientation_to_ras():
@@ -543,6 +593,7 @@ def test_every_figure_is_small_sharp_and_closed(out, truth, decoded, tmp_path):
         plotting.mask_examples(torch.zeros(6, 1, LATENT, LATENT)),
         plotting.trajectory(out, 3, decoded),
         plotting.reverse_step(out, 3, 0, decoded),
+        plotting.method("reverse"),
         plotting.volume_view(ramp(np.eye(4))),
         plotting.training_curves(log_lines()),
         plotting.schedule(np.linspace(1, 0, 10)),
@@ -551,6 +602,8 @@ def test_every_figure_is_small_sharp_and_closed(out, truth, decoded, tmp_path):
         plotting.precision_recall(out.anomaly_map, truth),
         plotting.dice_by_size({"small": 0.1}),
         plotting.compare_methods({"MAD-AD": {"Dice": 0.5}}),
+        plotting.patient_figure(out, truth, 3, 0.5),
+        plotting.healing_figure(out, 3, truth[3], 0.5),
     ]
     for i, fig in enumerate(figures):
         assert isinstance(fig, Figure)
@@ -558,6 +611,42 @@ def test_every_figure_is_small_sharp_and_closed(out, truth, decoded, tmp_path):
         assert 200 < width < 1150 and 100 < height < 1150
         fig.savefig(tmp_path / f"{i}.png")
         assert (tmp_path / f"{i}.png").stat().st_size < 200_000
-    assert {n for n in plotting.__all__ if n not in ("read_log", "slice_names")} and len(figures) == len(
-        plotting.__all__
-    ) - 2
+    assert len(figures) == len(set(plotting.__all__) - {"read_log", "slice_names", "healing_film"})
+
+
+# ---------------------------------------------------------------- a patient at one threshold, a healed slice
+
+
+def test_patient_figure_counts_the_whole_volume(out, truth):
+    out.anomaly_map = torch.zeros(N, 1, SIZE, SIZE)
+    out.anomaly_map[3, 0, 8:14, 9:12] = 0.6  # half of the lesion
+    out.anomaly_map[0, 0, :2, :9] = 0.4  # false alarms, in another slice than the one shown
+    fig = plotting.patient_figure(out, truth, 3, 0.3)
+    left, right = fig.axes
+    dice = 2 * 18 / (36 + 36)
+    assert right.get_title() == f"Whole volume: Dice {dice:.2f}\nlesion 36 voxels, false alarms 18 voxels"
+    curve, point = right.lines
+    assert point.get_xydata().tolist() == [[0.5, 0.5]]
+    recall, precision = curve.get_data()
+    assert (0.5, 1.0) in set(zip(recall, precision)) and recall.max() == 1.0
+    assert left.get_title() == "slice 3"
+    calm = plotting.patient_figure(out, np.zeros_like(truth), 3, 0.9)
+    assert "nothing there, nothing found" in calm.axes[1].get_title() and not calm.axes[1].lines[1:]
+
+
+def test_patient_figure_gives_millilitres_where_the_grid_is_known(out, truth):
+    grid = SimpleNamespace(spacing=2.0, step=5.0, affine=np.eye(4))
+    out.prepared = SimpleNamespace(geometry=SimpleNamespace(grid=grid, slice_index=range(N)))
+    title = plotting.patient_figure(out, truth, 3, 0.3).axes[1].get_title()
+    assert "lesion 0.7 mL, false alarms 0.0 mL" in title  # 36 voxels of 20 mm3
+
+
+def test_healing_figure_shows_the_highest_probability_and_outlines_what_was_painted(out, truth):
+    fig = plotting.healing_figure(out, 3, truth[3], threshold=0.5)
+    panels = fig.axes[:4]
+    shown = panels[1].get_images()[0]
+    assert np.allclose(shown.get_array(), out.mask_probability[:, 3, 0].amax(0))
+    assert np.allclose(panels[2].get_images()[0].get_array(), out.healed[3, 0])
+    assert panels[3].get_title() == "anomaly map\nDice 1.00 at 0.50"
+    assert all(any(isinstance(c, ContourSet) for c in ax.get_children()) for ax in panels)
+    assert [ax.get_ylabel() for ax in fig.axes[4:]] == ["probability", "anomaly score"]

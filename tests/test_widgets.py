@@ -1,5 +1,6 @@
 """Moving a control calls the plotting function with the new value and changes the picture."""
 
+import base64
 from types import SimpleNamespace
 
 import matplotlib
@@ -31,6 +32,7 @@ def out():
         reconstruction=image,
         healed=image,
         anomaly_map=score / 2,
+        brain=torch.ones(N, 1, SIZE, SIZE, dtype=torch.bool),
         mask_probability=probability,
         replaced=probability > 0.5,
         timesteps=torch.tensor([9, 5, 0]),
@@ -75,7 +77,7 @@ def test_step_slider_walks_through_the_reverse_process(out, decoded, calls):
     before = picture.value
     assert bytes(before).startswith(PNG)
     slider.value = 3
-    assert [(index, step) for _, index, step, _ in seen] == [(1, 0), (1, 2)]
+    assert [(index, step) for _, index, step, _ in seen[1:]] == [(1, 0), (1, 2)]
     assert bytes(picture.value).startswith(PNG) and picture.value != before
 
 
@@ -87,7 +89,7 @@ def test_threshold_slider_cuts_the_map_anew(out, calls):
     slider, picture = box.children
     before = picture.value
     slider.value = 0.05
-    assert [args[2] for args in seen] == [0.3, 0.05] and all(args[3] is truth for args in seen)
+    assert [args[2] for args in seen[1:]] == [0.3, 0.05] and all(args[3] is truth for args in seen)
     assert picture.value != before
     slider.value = 0.3
     assert picture.value == before  # the same value gives the same picture
@@ -102,7 +104,7 @@ def test_slice_browser_begins_at_the_most_anomalous_slice(out, calls):
     assert slider.value == 2 and (slider.min, slider.max) == (0, N - 1)
     before = picture.value
     slider.value = 3
-    assert [args[1] for args in seen] == [2, 3] and seen[1][2].sum() == 16
+    assert [args[1] for args in seen[1:]] == [2, 3] and seen[2][2].sum() == 16
     assert picture.value != before
     assert widgets.slice_browser(out, index=0).controls["index"].value == 0
 
@@ -119,14 +121,14 @@ def test_mask_explorer_draws_masks_of_the_chosen_kind(calls, monkeypatch):
     brain[2:6, 2:6] = True
     box = widgets.mask_explorer((8, 8), brain=brain, examples=3)
     ratio, side, seed, picture = box.children
-    assert len(kinds) == 3 and kinds[0]["max_ratio"] == 0.4 and kinds[0]["sides"] == (1, 2, 4, 8)
+    assert len(kinds) == 6 and kinds[0]["max_ratio"] == 0.4 and kinds[0]["sides"] == (1, 2, 4, 8)
     first = seen[0][0]
     assert first.shape == (3, 1, 8, 8) and not (first * ~brain).any()
     before = picture.value
     seed.value = 5
-    assert not torch.equal(seen[1][0], first)
+    assert not torch.equal(seen[-1][0], first)
     seed.value = 0
-    assert torch.equal(seen[2][0], first) and picture.value == before  # the same seed gives the same masks
+    assert torch.equal(seen[-1][0], first) and picture.value == before  # the same seed gives the same masks
     ratio.value = 0.0
     assert kinds[-1]["max_ratio"] == 0.0 and not seen[-1][0].any()
     ratio.value = 1.0
@@ -135,10 +137,45 @@ def test_mask_explorer_draws_masks_of_the_chosen_kind(calls, monkeypatch):
     assert picture.value != before
 
 
-def test_sliders_draw_only_when_let_go(out, decoded):
-    boxes = (widgets.step_slider(out, 0, decoded), widgets.mask_explorer((8, 8), examples=1))
-    for control in (c for box in boxes for c in box.controls.values() if hasattr(c, "continuous_update")):
-        assert control.continuous_update is False
+@pytest.mark.parametrize("seconds", [0.05, 0.5])
+def test_what_is_drawn_quickly_follows_the_mouse(monkeypatch, seconds):
+    """The first drawing does not count: it loads fonts. All else waits until the slider is let go."""
+    clock = [0.0]
+    monkeypatch.setattr(widgets.time, "perf_counter", lambda: clock[0])
+
+    def draw(**values):
+        clock[0] += seconds
+        return plotting.dice_by_size({"a": 0.5})
+
+    box = widgets.explorer(draw, height=ipywidgets.FloatSlider(), name=ipywidgets.Dropdown(options=["x"]))
+    assert box.controls["height"].continuous_update is (seconds < widgets.WHILE_DRAGGING)
+
+
+def test_a_picture_is_not_stretched_and_stands_for_its_widget(out):
+    box = widgets.threshold_slider(out.image[0], out.anomaly_map[0])
+    assert box.picture.layout.align_self == "flex-start" and box.picture.layout.max_width == "100%"
+    assert box.picture.layout.width is None and box.picture.layout.height is None
+    if int(ipywidgets.__version__.split(".")[0]) > 7:
+        data = box._repr_mimebundle_()
+        assert base64.b64decode(data["image/png"]) == bytes(box.picture.value)
+        assert "application/vnd.jupyter.widget-view+json" in data
+
+
+def test_one_click_chooses_a_patients_whole_volume(out, calls):
+    seen = calls("patient_figure")
+    truth = np.zeros((N, SIZE, SIZE))
+    truth[1:3, 2:6, 2:6] = 1
+    short = SimpleNamespace(**vars(out))
+    for name in ("image", "anomaly_map", "brain"):
+        setattr(short, name, getattr(out, name)[:2])
+    box = widgets.patient_explorer({"a": (out, truth), "b": (short, truth[:2])}, 0.4)
+    patient, chosen, threshold, picture = box.children
+    assert isinstance(patient, ipywidgets.ToggleButtons) and chosen.max == N - 1 and chosen.value == 2
+    before = picture.value
+    patient.value = "b"
+    assert seen[-1][0] is short and seen[-1][2:] == (1, 0.4) and picture.value != before
+    threshold.value = 0.9
+    assert seen[-1][3] == 0.9
 
 
 def test_explorer_passes_every_control_by_name():
@@ -150,5 +187,6 @@ def test_explorer_passes_every_control_by_name():
 
     box = widgets.explorer(draw, height=ipywidgets.FloatSlider(0.5, min=0, max=1), name=ipywidgets.Text("x"))
     box.controls["name"].value = "y"
-    assert seen == [{"height": 0.5, "name": "x"}, {"height": 0.5, "name": "y"}]
+    first = {"height": 0.5, "name": "x"}  # drawn twice: the second time tells how long it takes
+    assert seen == [first, first, first | {"name": "y"}]
     assert box.picture is box.children[-1] and isinstance(box, ipywidgets.VBox)

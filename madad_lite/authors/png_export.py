@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from madad_lite.errors import ScanError
 from madad_lite.files import replace_file, safe_name
 from madad_lite.scans.grid import Geometry
 from madad_lite.slices.manifest import Manifest
+
+
+def check_png_output(out: Path, others: Collection[str]) -> None:
+    """ScanError, before any work, where PNG files cannot be written to `out`: `others` are folders that are used for
+    something else.
+    """
+    inside = out.is_dir() and any(out.iterdir()) and not (out / "export.json").exists()
+    if inside or out.resolve() in {Path(other).resolve() for other in others}:
+        raise ScanError(f"{out}: holds, or will hold, something else than PNG files; choose another folder")
 
 
 def export_png(manifest: Manifest | str | Path, out: str | Path) -> Path:

@@ -23,9 +23,11 @@ from madad_lite.errors import Refused, ScanError
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
 from madad_lite.scans.dicom import converter, dicom_to_nifti, holds_dicom
-from madad_lite.scans.find import brain_beside, is_mask
-from madad_lite.scans.grid import PreparedScan
+from madad_lite.scans.find import brain_beside, contrast_of, is_mask
+from madad_lite.scans.given import quick_look
+from madad_lite.scans.grid import Grid, PreparedScan
 from madad_lite.scans.nifti import return_to_scan
+from madad_lite.settings import DetectionSettings
 from madad_lite.training.processes import processes
 from madad_lite.weights import shipped
 
@@ -39,6 +41,7 @@ ENDINGS = {
     "report": "_report.png",
     "scan": ".nii.gz",  # of a DICOM folder
 }
+AGENT = "named as T1 with contrast agent, new to these weights: its vessels count as findings"
 BRAIN_WORDS = ("auto", "template", "deepbet")  # ways to find the brain; anything else is a file
 
 
@@ -132,6 +135,10 @@ def detect(
         most = pipe.scheduler.config.num_train_timesteps
         if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
             raise Refused(f"steps: 1 to {most} reverse steps are possible, not {num_inference_steps}")
+        DetectionSettings.of(pipe.config, **({} if eta is None else {"eta": eta}))
+        quick_look(Grid.from_dict(pipe.config.grid), z_range, z_spacing)
+    if batch_size is not None and batch_size < 1:
+        raise Refused(f"batch_size is 1 or more, not {batch_size}")
     decides = score == "image" and all(pipe.config.decision_threshold is not None for pipe in pipes)
     if mask and not decides:
         raise Refused("a mask needs weights with a decision threshold, and the score 'image'")
@@ -177,7 +184,7 @@ def detect(
             taken, said = dicom_to_nifti(scan, file, [pipe.config.contrast for pipe in pipes], series)
             _say(said)
             try:
-                heal(scan, file, [*kinds, "scan"], {"series": str(taken)})
+                heal(scan, file, [*kinds, "scan"], {"series": str(taken), "contrast": taken.contrast})
             except ScanError as error:
                 raise ScanError(str(error).replace(str(file), str(scan))) from None
 
@@ -215,13 +222,17 @@ def detect(
         name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
         if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
             name = str(weights)
+        named = now["scan"].get("contrast") or contrast_of(stem(scan))
+        if named == "t1ce" and pipe.config.contrast == "t1":  # alike in the order of the tissues
+            now["warning"] = AGENT
+            _say(f"{scan.name}: {AGENT}", sys.stderr)
         now |= {
             "weights": {"name": name, "contrast": pipe.config.contrast, "sha256": hashes[pipes.index(pipe)]},
             "contrast_seen": seen,
             "found": None if found is None else found.to_dict(),
         }
         usual = score == "image" and num_inference_steps is None and eta is None
-        _write(output, image, files, now, old, found, record.healthy_range(pipe) if usual else None)
+        _write(output, files, now, old, found, record.healthy_range(pipe) if usual else None, image)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
     failed: list[tuple[Path, str]] = []
@@ -308,12 +319,12 @@ def _brain_image(prepared: PreparedScan):
 
 def _write(
     output: MadAdOutput,
-    image: Path,
     files: dict[str, Path],
     now: dict,
     old: dict | None,
     found: Finding | None,
     healthy: dict | None,
+    image: Path,
 ) -> None:
     """All are there before one takes the place of an earlier run's. Until the record says "finished" they may
     be of two runs.
@@ -324,6 +335,7 @@ def _write(
     if seen := now["contrast_seen"]:
         fits = LIKE.get(now["weights"]["contrast"], seen) == seen
         about += f"{'; the scan looks' if fits else ', but the scan looks'} like {seen.upper()}"
+    about += f"; {now['warning']}" if "warning" in now else ""
     name = stem(now["scan"]["file"])
     earlier = set(old["files"] if old else ())
     now["files"] = sorted(f.name for f in files.values())

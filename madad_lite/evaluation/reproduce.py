@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from madad_lite.evaluation.compare import Split, evaluate_scans, methods_of
-from madad_lite.files import write_json
+from madad_lite.files import check_json_output, save_model, write_json
 from madad_lite.pipeline import load_parts
 from madad_lite.slices.folder import Manifest
 from madad_lite.training.autoencoder import train_autoencoder
 from madad_lite.training.denoiser import train_denoiser
+from madad_lite.training.run_folder import refuse_others
 from madad_lite.training.settings import RECIPES, configured
 
 # Max Dice of MAD-AD in the paper, %. The S1 average is pooled over all images; see notebook 08.
@@ -77,7 +78,7 @@ def train_and_test(
     methods = partial(methods_of, pipe, seed=seed, alone=only_largest)
     results = evaluate_scans(methods, splits, seed=seed, progress=progress)
     pipe.register_to_config(decision_threshold=results["MAD-AD"]["threshold"])
-    pipe.save_pretrained(out / "pipeline")
+    save_model(pipe, out / "pipeline")
     return results
 
 
@@ -87,8 +88,9 @@ def reproduce(
     """S1: `train` healthy T1, `test` one folder of patients. S2: `test` one folder a contrast, with the
     patients in train.
 
-    Writes metrics.json. Returns {"setting", "recipe", "results": {contrast: methods}, "paper": max Dice in
-    %}; `options` as of train_and_test.
+    out: a new or empty folder, or that of an earlier call, perhaps an interrupted one. Writes metrics.json.
+    Returns {"setting", "recipe", "results": {contrast: methods}, "paper": max Dice in %}; `options` as of
+    train_and_test.
     """
     if setting not in PAPER:
         raise ValueError(f"the paper's settings are S1 and S2, not {setting!r}")
@@ -102,6 +104,10 @@ def reproduce(
             "S2 trains and tests on the same patients: give one folder a contrast, all as --test"
         )
     out = Path(out)
+    refuse_others(out, {*contrasts, "metrics.json"})
+    for contrast in contrasts:
+        refuse_others(out / contrast, {"autoencoder", "denoiser", "pipeline"})
+    check_json_output(out / "metrics.json", "results")
     results = {}
     for contrast, folder in zip(contrasts, test):
         results[contrast] = train_and_test(

@@ -13,14 +13,16 @@ from .charts import (
     dice_by_size,
     dice_curve,
     intensity_histogram,
+    patient_figure,
     precision_recall,
     read_log,
     schedule,
     training_curves,
 )
-from .process import forward_process, latent_channels, mask_examples, reverse_step, trajectory
+from .process import forward_process, healing_film, latent_channels, mask_examples, reverse_step, trajectory
 from .scans import (
     detection_figure,
+    healing_figure,
     overlay,
     scan_report,
     slice_grid,
@@ -28,6 +30,7 @@ from .scans import (
     threshold_figure,
     volume_view,
 )
+from .schematic import method
 
 __all__ = [
     "compare_methods",
@@ -35,10 +38,14 @@ __all__ = [
     "dice_by_size",
     "dice_curve",
     "forward_process",
+    "healing_figure",
+    "healing_film",
     "intensity_histogram",
     "latent_channels",
     "mask_examples",
+    "method",
     "overlay",
+    "patient_figure",
     "precision_recall",
     "read_log",
     "reverse_step",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -135,3 +138,21 @@ def truth_note(ax):
         fontsize=8,
         color="#00798C",
     )
+
+
+def png(figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def still(bundle: dict | tuple[dict, dict], picture: bytes) -> dict:
+    """The MIME bundle of a widget with a picture beside it, which is shown where no widget can be."""
+    data = bundle[0] if isinstance(bundle, tuple) else bundle  # without metadata
+    return data | {"image/png": base64.b64encode(picture).decode()}
+
+
+def grain(shape, seed: int = 0) -> np.ndarray:
+    """Gaussian noise (H, W) of spread 1, the texture of a painted lesion."""
+    return np.random.default_rng(seed).standard_normal(shape)

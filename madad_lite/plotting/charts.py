@@ -11,7 +11,8 @@ import numpy as np
 
 from madad_lite.evaluation.counts import at_or_above, checked, dice
 
-from .canvas import DPI, as_array, stack
+from .canvas import DPI, as_array, show, stack
+from .scans import slice_names, verdict
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.6"  # Okabe-Ito
 
@@ -229,6 +230,60 @@ def precision_recall(score, truth, brain=None, *, label: str | None = None):
     )
     ax.legend(frameon=False, fontsize=8)
     return fig
+
+
+def patient_figure(out, truth, index: int, threshold: float):
+    """A whole volume at one threshold: one slice with hits, false alarms and misses, and the curve of precision and
+    recall over all slices, with the point where the threshold stands.
+
+    out: the pipeline's output of N slices. truth: (N, H, W) masks. index: the slice that is shown. threshold: in
+    [0, 1]. The Dice coefficient and the volumes are those of all slices together; volumes are in millilitres where the
+    output knows its grid, else in voxels.
+    """
+    score, truth, brain = checked(out.anomaly_map, truth, out.brain)
+    marked = (score >= threshold) & brain
+    hits, found_, lesion_ = int((marked & truth).sum()), int(marked.sum()), int(truth.sum())
+    fig = plt.figure(figsize=(8.4, 3.8), dpi=DPI)  # placed by hand: that is drawn twice as fast
+    plt.close(fig)
+    left, right = fig.add_axes((0.01, 0.1, 0.38, 0.8)), fig.add_axes((0.49, 0.14, 0.48, 0.7))
+    right.spines[["top", "right"]].set_visible(False)
+    show(left, stack(out.image)[index])
+    left.set(xticks=[], yticks=[])
+    left.spines[:].set_visible(False)
+    verdict(left, marked[index], truth[index])
+    left.set_title(slice_names(out)[index], fontsize=10)
+    # precision and recall at 201 thresholds: two sorts, then every point of the curve is a search
+    grid = np.linspace(0, 1, 201)
+    every, lesion = np.sort(score[brain]), np.sort(score[truth])
+    above, inside = at_or_above(every, grid), at_or_above(lesion, grid)
+    some = (above > 0) & (lesion_ > 0)
+    right.plot(inside[some] / max(1, lesion_), inside[some] / above[some], color=BLUE, lw=1.8)
+    if found_ and lesion_:
+        right.plot(hits / lesion_, hits / found_, "o", color=ORANGE, ms=9, label=f"threshold {threshold:.2f}")
+        right.legend(frameon=False, fontsize=8, loc="lower left")
+    value = (
+        f"Dice {float(dice(hits, found_, lesion_)):.2f}"
+        if found_ or lesion_
+        else "nothing there, nothing found"
+    )
+    sizes = f"lesion {_volume(out, lesion_)}, false alarms {_volume(out, found_ - hits)}"
+    _label(
+        right,
+        f"Whole volume: {value}\n{sizes}",
+        "recall: share of the lesion that is found",
+        "precision: share of the found that is lesion",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.05),
+    )
+    return fig
+
+
+def _volume(out, voxels: int) -> str:
+    """So many voxels of the output's slices in millilitres, where it knows its grid."""
+    if getattr(out, "prepared", None) is None:
+        return f"{voxels} voxels"
+    grid = out.prepared.geometry.grid
+    return f"{voxels * grid.spacing**2 * grid.step / 1000:.1f} mL"
 
 
 def _interval(value) -> tuple[float, float, float]:

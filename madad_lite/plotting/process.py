@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+from PIL import Image
 
 from .canvas import (
     CELLS,
@@ -101,46 +104,76 @@ def mask_examples(masks, brain=None, images=None, titles=None, columns: int = 6)
     return fig
 
 
-def trajectory(out, index: int, decoded):
-    """The reverse process on one slice, one column a step, from the untouched scan to the healed one.
+def trajectory(out, index: int, decoded, *, columns: int = 5):
+    """The reverse process on one slice in a few large steps, from the untouched scan to the healed one.
 
     out: the pipeline's output with S steps. index: which slice. decoded: (S+1, H, W), the decoded
-    `out.trajectory[:, index]`. In column s the network looks at the latent of the top row, gives each cell a
-    probability of being noised, and replaces those above the threshold: the result is the next column.
+    `out.trajectory[:, index]`. columns: how many of the S+1 are shown, evenly spread, the first and the last among
+    them. In a column the network looks at the latent of the top row and gives each cell a probability of being
+    noised; those above the threshold are replaced. The change is signed: blue is darker than at the start, red
+    brighter.
     """
     decoded = stack(decoded, "decoded")
     probability, replaced = as_array(out.mask_probability)[:, index, 0], as_array(out.replaced)[:, index, 0]
     steps = len(probability)
     _check_steps(decoded, steps)
+    shown = np.unique(np.linspace(0, steps, max(2, min(columns, steps + 1))).round().astype(int))
     fig, axes = tiles(
-        4,
-        steps + 1,
-        decoded.shape[1:],
-        tile=min(1.4, 9.6 / (steps + 1)),
-        head=0.0,
-        left=1.0,
-        right=0.6,
-        top=0.42,
+        4, len(shown), decoded.shape[1:], tile=1.75, head=0.0, left=1.0, right=0.75, top=0.42, gap=0.06
     )
     extent = frame_of(decoded.shape[1:])
-    for s in range(steps + 1):
-        title = "healed" if s == steps else f"step {s + 1}\nt = {int(out.timesteps[s])}"
-        show(axes[0, s], decoded[s], title)
-        change = show(axes[1, s], np.abs(decoded[s] - decoded[0]), cmap="magma", vmin=0, vmax=1)
+    for column, s in enumerate(shown):
+        title = "healed" if s == steps else f"step {s + 1} of {steps}\nt = {int(out.timesteps[s])}"
+        show(axes[0, column], decoded[s], title)
+        change = _show_change(axes[1, column], decoded[s] - decoded[0])
         if s == steps:
-            axes[2, s].set_visible(False)
-            axes[3, s].set_visible(False)
+            axes[2, column].set_visible(False)
+            axes[3, column].set_visible(False)
             continue
-        chance = show(axes[2, s], probability[s], cmap="viridis", vmin=0, vmax=1, extent=extent)
-        show(axes[3, s], decoded[s])
-        paint_cells(axes[3, s], replaced[s], CELLS, extent=extent)
+        chance = show(axes[2, column], probability[s], cmap="viridis", vmin=0, vmax=1, extent=extent)
+        show(axes[3, column], decoded[s])
+        paint_cells(axes[3, column], replaced[s], CELLS, extent=extent)
     for row, text in enumerate(
         ("decoded\nlatent", "change\nso far", "noised?\n(network)", "replaced\ncells")
     ):
         row_label(axes[row, 0], text)
-    colour_bar(fig, change, axes[1, -1], "change")
+    colour_bar(fig, change, axes[1, -1], CHANGE)
     colour_bar(fig, chance, axes[2, -2], "probability")
     return fig
+
+
+CHANGE = "change of intensity\n(slices span -1 to 1)"
+
+
+def _show_change(ax, change, title: str | None = None):
+    """A signed difference of slices: white where nothing changed, blue darker, red brighter."""
+    return show(ax, change, title, cmap="RdBu_r", vmin=-1, vmax=1)
+
+
+def healing_film(out, index: int, decoded, *, milliseconds: int = 500) -> bytes:
+    """The reverse process on one slice as an animated GIF, that begins and ends with a longer look.
+
+    Left the decoded latent, right the probability of "noised" that the network gives each cell at this step. The
+    arguments are those of `trajectory`. milliseconds: of each step.
+    """
+    decoded = stack(decoded, "decoded")
+    probability = as_array(out.mask_probability)[:, index, 0]
+    steps = len(probability)
+    _check_steps(decoded, steps)
+    extent, frames = frame_of(decoded.shape[1:]), []
+    for s in range(steps + 1):
+        fig, axes = tiles(1, 2, decoded.shape[1:], tile=2.6, head=0.3, right=0.75)
+        t = "healed" if s == steps else f"t = {int(out.timesteps[s])}"
+        show(axes[0, 0], decoded[s], f"decoded latent, {t}")
+        last = probability[min(s, steps - 1)]
+        chance = show(axes[0, 1], last, "noised? (network)", cmap="viridis", vmin=0, vmax=1, extent=extent)
+        colour_bar(fig, chance, axes[0, 1], "probability")
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format="png")
+        frames.append(Image.open(buffer).convert("P", palette=Image.Palette.ADAPTIVE, colors=128))
+    film, times = io.BytesIO(), [3 * milliseconds, *[milliseconds] * (steps - 1), 4 * milliseconds]
+    frames[0].save(film, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    return film.getvalue()
 
 
 def _check_steps(decoded, steps: int):
@@ -160,7 +193,7 @@ def reverse_step(out, index: int, step: int, decoded):
     probability, replaced = one_slice(out.mask_probability[step, index]), one_slice(out.replaced[step, index])
     _check_steps(decoded, len(out.mask_probability))
     extent = frame_of(decoded.shape[1:])
-    fig, axes = tiles(1, 5, decoded.shape[1:], tile=1.85, head=0.42, right=0.65, top=0.32)
+    fig, axes = tiles(1, 5, decoded.shape[1:], tile=1.85, head=0.42, right=0.8, top=0.32)
     heading(fig, f"Step {step + 1} of {len(out.mask_probability)}  (t = {int(out.timesteps[step])})")
     show(axes[0, 0], decoded[step], "before the step")
     show(
@@ -175,7 +208,8 @@ def reverse_step(out, index: int, step: int, decoded):
     show(axes[0, 2], decoded[step], f"{int(replaced.sum())} of {replaced.size} cells\nreplaced")
     paint_cells(axes[0, 2], replaced, CELLS, extent=extent)
     show(axes[0, 3], decoded[step + 1], "after the step")
-    change = np.abs(decoded[step + 1] - decoded[0])
-    mappable = show(axes[0, 4], change, "change since the start", cmap="magma", vmin=0, vmax=1)
-    colour_bar(fig, mappable, axes[0, 4], "change of intensity")
+    mappable = _show_change(
+        axes[0, 4], decoded[step + 1] - decoded[0], "change since the start\n(blue: darker)"
+    )
+    colour_bar(fig, mappable, axes[0, 4], CHANGE)
     return fig

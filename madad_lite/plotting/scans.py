@@ -16,8 +16,10 @@ from .canvas import (
     FALSE,
     HIT,
     MISSED,
+    as_array,
     colour_bar,
     contour,
+    frame_of,
     heading,
     one_slice,
     opacity,
@@ -112,6 +114,34 @@ def detection_figure(out, index: int, truth=None, *, vmax: float = 1.0):
     return fig
 
 
+def healing_figure(out, index: int, truth=None, threshold: float | None = None, columns: int = 4):
+    """What the network took for noise, the healed slice and the anomaly map of one slice, side by side.
+
+    out: the pipeline's output with S steps. index: which of its N slices. truth: (H, W) mask to outline. The second
+    picture shows each cell's highest probability of the S steps. With a threshold, the Dice coefficient of what lies at
+    or above it stands over the map. columns: 4, 2 or 1 pictures side by side.
+    """
+    scan, chance = one_slice(out.image[index]), as_array(out.mask_probability)[:, index, 0].max(0)
+    tile = 1.85 if columns > 2 else 2.2
+    fig, axes = tiles(4 // columns, columns, scan.shape, tile=tile, head=0.42, right=0.65, gap=0.72)
+    axes = axes.reshape(-1)  # scan, probability, healed, map
+    show(axes[0], scan, "scan")
+    options = dict(cmap="viridis", vmin=0, vmax=1, extent=frame_of(scan.shape))
+    first = show(axes[1], chance, "taken for noise\n(highest of all steps)", **options)
+    show(axes[2], one_slice(out.healed[index]), "healed")
+    score = one_slice(out.anomaly_map[index])
+    title = "anomaly map"
+    if threshold is not None and truth is not None:
+        title += f"\nDice {dice_of(found(score, threshold), one_slice(truth) > 0):.2f} at {threshold:.2f}"
+    second = show(axes[3], score, title, cmap="magma", vmin=0, vmax=1)
+    colour_bar(fig, first, axes[1], "probability")
+    colour_bar(fig, second, axes[3], "anomaly score")
+    if truth is not None:
+        for ax in axes:
+            contour(ax, one_slice(truth, "truth"))
+    return fig
+
+
 def threshold_figure(image, score, threshold: float, truth=None, *, vmax: float = 1.0):
     """What a threshold makes of an anomaly map: scan, map, and the voxels with score >= threshold. All (H, W).
 
@@ -128,20 +158,30 @@ def threshold_figure(image, score, threshold: float, truth=None, *, vmax: float 
         paint_cells(axes[0, 2], marked, FALSE)
         return fig
     lesion = one_slice(truth, "truth") > 0
-    value = f"Dice = {dice((marked & lesion).sum(), marked.sum(), lesion.sum()):.2f}"
+    value = f"Dice = {dice_of(marked, lesion):.2f}"
     value = value if marked.any() or lesion.any() else "no lesion, and none found"
     show(axes[0, 2], image, f"score >= {threshold:.2f}\n{value}")
-    for mask, colour in ((marked & lesion, HIT), (marked & ~lesion, FALSE), (lesion & ~marked, MISSED)):
-        paint_cells(axes[0, 2], mask, colour, alpha=1.0)
+    verdict(axes[0, 2], marked, lesion)
     for ax in axes[0, :2]:
         contour(ax, lesion)
     truth_note(axes[0, 0])
+    return fig
+
+
+def dice_of(marked, lesion) -> float:
+    """Dice coefficient of two masks of any one shape."""
+    return float(dice((marked & lesion).sum(), marked.sum(), lesion.sum()))
+
+
+def verdict(ax, marked, lesion):
+    """Hits, false alarms and misses in their colours, with their legend below."""
+    for mask, colour in ((marked & lesion, HIT), (marked & ~lesion, FALSE), (lesion & ~marked, MISSED)):
+        paint_cells(ax, mask, colour, alpha=1.0)
     colours = (("hit", HIT), ("false alarm", FALSE), ("missed", MISSED))
     handles = [Patch(facecolor=colour, edgecolor="0.6", label=text) for text, colour in colours]
-    axes[0, 2].legend(
+    ax.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False, fontsize=8
     )
-    return fig
 
 
 def scan_report(
@@ -328,12 +368,14 @@ def volume_view(scan, overlay=None, *, point=None, title: str | None = None, vma
     )
     if score is not None:
         values = nib.Nifti1Image(score, image.affine)
-        display.add_overlay(values, cmap="magma", vmin=0, vmax=vmax, colorbar=True)
+        is_mask = np.isin(score, (0, 1)).all()  # whose colour says nothing but "inside"
+        display.add_overlay(values, cmap="magma", vmin=0, vmax=vmax, colorbar=not is_mask)
         for (
             plane
         ) in display.axes.values():  # nilearn's own transparency makes the highest score opaque, however low
             picture = plane.ax.get_images()[-1]
             picture.set_alpha(opacity(np.ma.filled(picture.get_array(), 0), vmax))
-        fig.axes[-1].yaxis.set_label_position("left")
-        fig.axes[-1].set_ylabel("anomaly score", color="white", fontsize=9)
+        if not is_mask:
+            fig.axes[-1].yaxis.set_label_position("left")
+            fig.axes[-1].set_ylabel("anomaly score", color="white", fontsize=9)
     return fig

@@ -1,15 +1,15 @@
-"""Sliders for the notebooks. Each function returns a widget that redraws a figure of `plotting` when a value
-changes.
+"""Sliders and a canvas for the notebooks. Each function returns a widget that redraws a figure of `plotting`
+when a value changes.
 
 The picture is an `Image` widget that holds a PNG: the same in Jupyter and Colab (ipywidgets 7.7 and 8),
-without any captured cell output, which could be drawn twice. A reader without a kernel sees no widget; the
-notebooks therefore show a figure of the same plotting function beside each one.
+without any captured cell output, which could be drawn twice. Where no kernel runs, the picture of the first
+values stands for the widget.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 import ipywidgets
 import numpy as np
@@ -18,43 +18,49 @@ import torch
 from madad_lite import plotting
 from madad_lite.masking import random_patch_mask
 
+from .canvas import grain, one_slice, png, stack, still
+
+WHILE_DRAGGING = 0.1  # seconds: pictures drawn faster than this follow the mouse
 _WIDE = {"width": "420px"}
 _STYLE = {"description_width": "130px"}
 
 
-def png(figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+class Explorer(ipywidgets.VBox):
+    """Controls above a picture: `controls` by name, `picture` an Image with a PNG."""
+
+    def _repr_mimebundle_(self, **kwargs):  # not asked for by ipywidgets 7, where widgets are always alive
+        return still(super()._repr_mimebundle_(**kwargs), self.picture.value)
 
 
-def explorer(draw: Callable, **controls: ipywidgets.Widget) -> ipywidgets.VBox:
+def explorer(draw: Callable, **controls: ipywidgets.Widget) -> Explorer:
     """The controls with a picture below them: draw(name=value, ...) is called now and whenever a value
     changes.
 
     draw returns a figure. The controls and the picture are children of the returned box, in this order; the
-    keyword arguments are also kept as `box.controls`, the picture as `box.picture`.
+    keyword arguments are also kept as `box.controls`, the picture as `box.picture`. Where drawing takes less than
+    WHILE_DRAGGING, the picture follows a slider while it is dragged; else it waits until the mouse lets go.
     """
-    picture = ipywidgets.Image(format="png")
+    # as high as its width asks for: stretched, a picture blurs
+    picture = ipywidgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
 
     def redraw(_change=None):
         picture.value = png(draw(**{name: control.value for name, control in controls.items()}))
 
+    redraw()  # the first time there is more to do than later: fonts, imports
+    start = time.perf_counter()
     redraw()
+    fast = time.perf_counter() - start < WHILE_DRAGGING
     for control in controls.values():
         control.observe(redraw, names="value")
-    box = ipywidgets.VBox([*controls.values(), picture])
+        if control.has_trait("continuous_update"):
+            control.continuous_update = fast
+    box = Explorer([*controls.values(), picture])
     box.controls, box.picture = controls, picture
     return box
 
 
 def _int_slider(text: str, value: int, low: int, high: int):
-    # Only the value where the mouse is let go is drawn: over a slow connection (Colab) each drawing takes a
-    # moment.
-    return ipywidgets.IntSlider(
-        value, min=low, max=high, description=text, continuous_update=False, style=_STYLE, layout=_WIDE
-    )
+    return ipywidgets.IntSlider(value, min=low, max=high, description=text, style=_STYLE, layout=_WIDE)
 
 
 def _float_slider(text: str, value: float, low: float, high: float, step: float):
@@ -64,7 +70,6 @@ def _float_slider(text: str, value: float, low: float, high: float, step: float)
         max=high,
         step=step,
         description=text,
-        continuous_update=False,
         readout_format=".2f",
         style=_STYLE,
         layout=_WIDE,
@@ -145,4 +150,91 @@ def mask_explorer(
         ratio=_float_slider("highest share", 0.4, 0.0, 1.0, 0.05),
         side=ipywidgets.Dropdown(options=sides, description="patch sides", style=_STYLE, layout=_WIDE),
         seed=_int_slider("seed", seed, 0, max(20, seed)),
+    )
+
+
+def patient_explorer(patients: Mapping[str, tuple], threshold: float) -> Explorer:
+    """Choose a patient with one click, a slice and a threshold; calls `plotting.patient_figure`, where Dice, false
+    alarms and the point on the curve of precision and recall belong to the whole volume.
+
+    patients: {name: (out, truth)}, the pipeline's output of N slices and masks (N, H, W). threshold: in [0, 1].
+    """
+    slices = max(len(out.image) for out, _ in patients.values()) - 1
+    first = next(iter(patients.values()))
+    begin = int(stack(first[0].anomaly_map).sum((1, 2)).argmax())
+
+    def draw(patient: str, slice: int, threshold: float):
+        out, truth = patients[patient]
+        return plotting.patient_figure(out, truth, min(slice, len(out.image) - 1), threshold)
+
+    return explorer(
+        draw,
+        patient=ipywidgets.ToggleButtons(options=list(patients), description="patient", style=_STYLE),
+        slice=_int_slider("slice", begin, 0, slices),
+        threshold=_float_slider("threshold", threshold, 0.0, 1.0, 0.01),
+    )
+
+
+def dab(image, brain, row, column, radius, grey, *, softness=0.3, texture=0.0):
+    """One dab of the brush: the painted slice (H, W) and where it counts as painted, (H, W) bool.
+
+    image: (H, W) in [-1, 1]. brain: (H, W), outside of it nothing is painted. row, column, radius: pixels. grey: in
+    [-1, 1]. softness: in [0, 1], the share of the radius over which the paint fades out; a pixel counts as painted
+    where at least half of it is paint. texture: 1 adds Gaussian noise of spread 0.3.
+    """
+    image, brain = one_slice(image), one_slice(brain, "brain") > 0
+    i, j = np.indices(image.shape)
+    distance, inner = np.hypot(i - row, j - column), radius * (1 - softness)
+    u = np.where(distance <= inner, 1.0, np.clip((radius - distance) / max(radius - inner, 1e-9), 0, 1))
+    cover = u * u * (3 - 2 * u) * brain
+    paint = grey + 0.3 * texture * grain(image.shape)
+    return np.clip((1 - cover) * image + cover * paint, -1, 1).astype(np.float32), cover >= 0.5
+
+
+def painter(pipe, brain) -> Callable:
+    """slice (1, 1, H, W) -> the pipeline's output, with the same draws every time."""
+    brain = torch.as_tensor(one_slice(brain, "brain") > 0)[None, None]
+
+    def heal(x0):
+        return pipe(x0, brain=brain, generator=torch.Generator().manual_seed(0), progress=False)
+
+    return heal
+
+
+def paint_and_heal(pipe, image, brain, *, canvas: bool | None = None):
+    """Paint a lesion and heal it: a canvas for mouse and finger, or sliders where anywidget is not installed.
+
+    pipe: a MadAdPipeline. image: (H, W) a slice in [-1, 1]. brain: (H, W). canvas: None takes it where it is
+    installed, False takes the sliders.
+    """
+    heal, threshold = painter(pipe, brain), pipe.config.decision_threshold or 0.5
+    if canvas is not False:
+        try:
+            from .paint import Canvas
+
+            return Canvas(heal, image, brain, threshold)
+        except ImportError:
+            if canvas:
+                raise
+    return paint_sliders(heal, image, brain, threshold)
+
+
+def paint_sliders(heal: Callable, image, brain, threshold: float) -> Explorer:
+    """One dab, placed with sliders; calls `plotting.healing_figure`. The arguments of `paint.Canvas`."""
+    image = one_slice(image)
+    height, width = image.shape
+
+    def draw(row, column, radius, grey, softness, texture):
+        painted, marks = dab(image, brain, row, column, radius, grey, softness=softness, texture=texture)
+        out = heal(torch.from_numpy(painted)[None, None])
+        return plotting.healing_figure(out, 0, marks, threshold)
+
+    return explorer(
+        draw,
+        row=_int_slider("row", height // 2, 0, height - 1),
+        column=_int_slider("column", width // 3, 0, width - 1),
+        radius=_float_slider("radius, pixels", 6.0, 1.0, 16.0, 0.5),
+        grey=_float_slider("grey", -0.8, -1.0, 1.0, 0.05),
+        softness=_float_slider("softness", 0.3, 0.0, 1.0, 0.05),
+        texture=_float_slider("texture", 0.0, 0.0, 1.0, 0.05),
     )

@@ -113,7 +113,8 @@ def load_volume(
     path = Path(path)
     _check_file(path)
     try:
-        image = nib.load(path, mmap=False)  # a mapped file that is cut meanwhile would end the process
+        with nib.imageglobals.LoggingOutputSuppressor():  # what is wrong is said once, by the error
+            image = nib.load(path, mmap=False)  # a mapped file that is cut meanwhile would end the process
         _check_header(path, image, channel, max_voxels)
         _check_content(path, image)
         # indexing the proxy applies the header's scaling and reads no more than is asked for

@@ -103,8 +103,8 @@ def _check(contrasts, spacing: float) -> None:
         raise ValueError(
             f"no contrast {wrong[0] if wrong else contrasts!r}: choose from {', '.join(CONTRASTS)}"
         )
-    if not 0 < spacing <= 10:
-        raise ValueError(f"spacing is {spacing}: choose a voxel size above 0 and up to 10 mm")
+    if not 0.25 <= spacing <= 10:
+        raise ValueError(f"spacing is {spacing}: choose a voxel size from 0.25 to 10 mm")
 
 
 def _check_volume(volume_ml: float | None) -> None:

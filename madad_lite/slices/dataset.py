@@ -32,6 +32,9 @@ class SliceDataset:
             raise ScanError(
                 f"{', '.join(str(m.folder) for m in manifests)}: on different grids; use one for all"
             )
+        folders = [m.folder.resolve() for m in manifests]
+        if twice := [f for f in folders if folders.count(f) > 1]:
+            raise ScanError(f"{twice[0]}: given twice, so that its slices would count double; give it once")
         for m in manifests:
             m.verify(split, checksums=False)
         self.split = split

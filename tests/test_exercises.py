@@ -1,0 +1,125 @@
+"""Every check accepts the solution, and refuses a stub and plausible wrong answers, with a hint."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+checks = load(NOTEBOOKS / "checks.py")
+ABAR = checks.ABAR
+
+
+def stub(*_):
+    raise NotImplementedError
+
+
+def darker(d):
+    return d.abs().clamp(max=0.25) / 0.25
+
+
+WRONG = {
+    "check_00_eta": [0.5, 1],
+    "check_00_dice": [
+        lambda f, t: (f & t).sum() / (f | t).sum(),
+        lambda f, t: (f & t).sum() / (f.sum() + t.sum()),
+    ],
+    "check_01_abar": [0.0, 1.0],
+    "check_01_eps_from_v": [
+        lambda x, v, t: ABAR[t].sqrt() * x - (1 - ABAR[t]).sqrt() * v,  # that is x0
+        lambda x, v, t: ABAR[t].sqrt() * x + (1 - ABAR[t]).sqrt() * v,
+    ],
+    "check_01_forward_step": [
+        lambda x, t, e: ABAR[t].sqrt() * x + (1 - ABAR[t]).sqrt() * e,  # all the way from level 0
+        lambda x, t, e: x + (1 - ABAR[t] / ABAR[t - 1]).sqrt() * e,
+    ],
+    "check_02_split": [0, 5],
+    "check_02_voxel_of": [
+        lambda a, p: np.rint(a @ [*p, 1])[:3].astype(int),
+        lambda a, p: (np.linalg.inv(a) @ [*p, 1])[:3].astype(int),
+    ],
+    "check_02_normalised": [
+        lambda v, b: np.clip(v / v[b].mean() - 1, -1, 1),
+        lambda v, b: np.clip(v / np.median(v) - 1, -1, 1),
+        lambda v, b: v / np.median(v[b]) - 1,
+    ],
+    "check_03_pairs": [4, 2],
+    "check_03_scale": [2.5, 0.18215],
+    "check_03_kl": [
+        lambda m, s: 0.5 * (m**2 + s**2 - 1 - s.log()),
+        lambda m, s: 0.5 * (m**2 + s**2 - 2 * s.log()),
+    ],
+    "check_04_sure": ["z0_hat", "noise"],
+    "check_04_authors_map": [
+        lambda h, d, b: (h - d).abs().clamp(max=0.25) * b,
+        lambda h, d, b: darker(h - d) * b,  # not smoothed
+    ],
+    "check_04_ddim_step": [lambda z, g, t: g, lambda z, g, t: z],
+    "check_08_score": [
+        lambda h, d, b: (h - d).square().clamp(max=0.2) / 0.2 * b,
+        lambda h, d, b: darker(h - d),
+    ],
+    "check_08_crossing": [0.25, 0.8],
+    "check_08_gap": [21.9, 8.7],
+}
+CHECKS = sorted(
+    name for name, _ in inspect.getmembers(checks, inspect.isfunction) if name.startswith("check_")
+)
+OURS = [name for name in CHECKS if name in WRONG]  # a file of its own may test others
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_untouched_exercise_is_not_done_and_wrong_answers_are_refused(name, capsys):
+    check = getattr(checks, name)
+    number = name.removeprefix("check_")
+    for untouched in (None, *([stub] if callable(WRONG[name][0]) else [])):
+        checks.solved(check, untouched)
+        assert capsys.readouterr().out == f"Exercise {number}: not done yet\n"
+    assert len(WRONG[name]) >= 2
+    for answer in WRONG[name]:
+        with pytest.raises(AssertionError, match=r"\w+ \w+"):  # with a hint
+            checks.solved(check, answer)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("solutions/[0-9]*.py")), ids=lambda p: p.stem)
+def test_the_solutions_are_accepted(path, monkeypatch, capsys):
+    """Each solution calls the checks of its notebook, all of them."""
+    monkeypatch.chdir(path.parent)
+    monkeypatch.syspath_prepend(str(NOTEBOOKS))
+    load(path)
+    said = capsys.readouterr().out
+    wanted = [name.removeprefix("check_") for name in OURS if name.startswith(f"check_{path.name[:2]}_")]
+    assert sorted(re.findall(r"Exercise (\w+): right", said)) == wanted or not wanted
+
+
+def test_every_check_is_used_in_its_lesson_and_has_a_solution():
+    for name in OURS:
+        number = name.split("_")[1]
+        (lesson,) = NOTEBOOKS.glob(f"{number}_*.py")
+        assert f"checks.{name}" in lesson.read_text(encoding="utf-8")
+        assert f"checks.{name}" in (NOTEBOOKS / "solutions" / lesson.name).read_text(encoding="utf-8")
+
+
+def test_the_first_half_has_three_exercises_of_each_kind():
+    texts = [path.read_text(encoding="utf-8") for path in NOTEBOOKS.glob("0[0-4]_*.py")]
+    for kind in ("predict", "code", "investigate"):
+        assert sum(len(re.findall(rf"### Exercise \d \({kind}\)", text)) for text in texts) >= 3
+
+
+def test_answers_of_another_shape_are_told_apart():
+    with pytest.raises(AssertionError, match="shape"):
+        checks.close(torch.zeros(2), torch.zeros(3), "")
