@@ -17,7 +17,7 @@ OUT ?= results/demo
 TESTING := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 HF_HUB_OFFLINE=1
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: help env demo test test-unit test-quick test-notebooks lab notebooks site lint restamp clean
+.PHONY: help env demo test test-unit test-quick test-notebooks soak lab notebooks site lint restamp clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,6 +45,9 @@ test-quick: $(STAMP)  ## the unit tests without those marked slow
 test-notebooks: $(STAMP)  ## only the notebooks
 	$(TESTING) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks $(WORKERS)
 
+soak: $(STAMP)  ## many calls in one process, and kill -9 at random moments: 10 to 30 minutes (SOAK="--calls 24 --kills 4": fewer)
+	$(TESTING) $(BIN)/python -W ignore scripts/soak.py $(SOAK)
+
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
@@ -63,5 +66,5 @@ restamp: $(STAMP)  ## write the repository's address from pyproject.toml into ba
 	$(BIN)/python scripts/restamp.py $(URL)
 
 clean:  ## remove caches, builds and the demo's results; .venv, data and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache results/demo
+	rm -rf build dist *.egg-info .hypothesis .pytest_cache .ruff_cache results/demo
 	find madad_lite tests notebooks scripts benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import inf
+from math import inf, nan
 from numbers import Integral, Real
 
 from madad_lite.errors import Refused
@@ -45,16 +45,19 @@ class DetectionSettings:
             "neighbour_sigma": 1e3,
         }
         for name, high in limits.items():
-            value = getattr(self, name)
-            if not _number(value) or not 0 <= value <= high:  # nan neither
-                raise Refused(f"{name} lies between 0 and {high:g}, not {value!r}")
-        if not isinstance(self.num_inference_steps, Integral) or self.num_inference_steps < 1:
-            raise Refused(
-                f"num_inference_steps is a whole number from 1 on, not {self.num_inference_steps!r}"
-            )
-        if self.gamma is not None and not (_number(self.gamma) and 0 < self.gamma < inf):
-            raise Refused(f"gamma must be positive, or None for no clipping, not {self.gamma!r}")
-        if self.reference not in ("input", "reconstruction"):
+            value = as_float(getattr(self, name))
+            if not 0 <= value <= high:  # nan neither
+                raise Refused(f"{name} lies between 0 and {high:g}, not {getattr(self, name)!r}")
+            object.__setattr__(self, name, value)  # the class is frozen
+        steps = self.num_inference_steps
+        if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
+            raise Refused(f"num_inference_steps is a whole number from 1 on, not {steps!r}")
+        object.__setattr__(self, "num_inference_steps", int(steps))
+        if self.gamma is not None:
+            if not 0 < as_float(self.gamma) < inf:
+                raise Refused(f"gamma must be positive, or None for no clipping, not {self.gamma!r}")
+            object.__setattr__(self, "gamma", as_float(self.gamma))
+        if not isinstance(self.reference, str) or self.reference not in ("input", "reconstruction"):
             raise Refused(f"reference={self.reference!r}: must be one of reconstruction, input")
         for name in ("squared", "weighted"):
             if not isinstance(getattr(self, name), bool):
@@ -67,8 +70,12 @@ def check_steps(num_inference_steps: int, T: int) -> None:
         raise Refused(f"num_inference_steps lies between 1 and {T}, not {num_inference_steps}")
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def as_float(value: object) -> float:
+    """A real number as a float; NaN, which lies in no range, for anything else and for what is too large."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else nan
+    except OverflowError:
+        return nan
 
 
 # Two readings of the method, as arguments of `scoring.image_difference`. `reference` differs too: the paper compares

@@ -43,10 +43,22 @@ def _check_file(path: Path) -> None:
         raise ScanError(f"{path}: is a DICOM file, one of many; give their folder")
 
 
+def _check_as_stored(path: Path, image: nib.Nifti1Pair) -> None:
+    """What nibabel sets right without a word when it reads a header, so that the numbers would be wrong."""
+    file = image.file_map.get("header", image.file_map["image"])
+    with file.get_prepare_fileobj("rb") as f:
+        header = type(image.header).from_fileobj(f, check=False)
+    if isinstance(image, nib.Nifti1Image) and bytes(header["magic"]).startswith(b"ni"):
+        raise ScanError(f"{path}: says that its voxels are in another file (.img); save both as one .nii")
+    if np.isinf(header["scl_slope"]):
+        raise ScanError(f"{path}: its scl_slope is infinite, so that no voxel has a value; repair the header")
+
+
 def _check_header(path: Path, image: nib.Nifti1Pair, channel: int | None, max_voxels: int | None) -> None:
     """Whatever can be told from the header, before its numbers are believed and memory taken."""
     if not isinstance(image, nib.Nifti1Pair):  # of Nifti2 too
         raise ScanError(f"{path}: is {type(image).__name__.removesuffix('Image')}, not NIfTI; convert it")
+    _check_as_stored(path, image)
     shape = image.shape[:3] if image.shape[3:] == (1,) else image.shape
     if len(shape) == 4 and channel is None:
         raise ScanError(f"{path}: holds {shape[3]} volumes where one is meant; say which one (--channel)")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
-from numbers import Real
 from typing import NamedTuple
 
 from madad_lite.autoencoder import AUTOENCODERS
 from madad_lite.denoiser import SIZES
 from madad_lite.errors import Refused
-from madad_lite.settings import AUTHORS, PAPER, DetectionSettings
+from madad_lite.settings import AUTHORS, PAPER, DetectionSettings, as_float
 from madad_lite.slices.augment import AUGMENTATIONS
 
 
@@ -77,7 +76,7 @@ def _checked(config, name: str, kind: str, allowed: Collection[str] | Between | 
         good = isinstance(value, str) and (allowed is None or value in allowed)
         wanted = f"one of {', '.join(allowed)}" if allowed else "a word"
     else:
-        good = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300
+        good = math.isfinite(as_float(value))
         if good and kind == "int":
             good = value == int(value)  # 1e3 is a whole number as well
         good = good and (allowed is None or allowed.low <= value <= allowed.high)
