@@ -770,7 +770,7 @@ plotting.slice_grid(x_sick[[k] * 6], titles, 3, **shown)
 
 # %% [markdown]
 # Between the first two lines nothing differs but what was put into the training slices: the same six subjects, the same network, the same number of steps. Look first at the last line, how many times as much a network doubts the lesion as the rest; that is what no threshold can make up for. Then at the Dice coefficients and at
-# how far their intervals overlap: two hundred steps are little, and eight patients are few. What more training makes of the *second* kind shows the shipped network, with 9,000 steps and 154 subjects: it is sure in both directions, and replaces next to nothing that is healthy. What more training makes of the *first* kind you saw in section 11.
+# how far their intervals overlap: two hundred steps are little, and eight patients are few. What more training makes of the *second* kind shows the shipped network, with 9,000 steps and 154 subjects: it is sure in both directions, and replaces next to nothing that is healthy. What more training makes of the *first* kind, section 11 told.
 #
 # ### Keep both networks for notebook 07
 #
