@@ -1,8 +1,9 @@
 """Prepared folders scan by scan: the same numbers as with all slices in memory, and volumes that stay apart."""
 
-from functools import partial
+from functools import shutil
 
 import numpy as np
+import partial
 import pytest
 import torch
 from test_metrics import POOLED, flat
@@ -35,9 +36,10 @@ def pipe(tiny):  # noqa: F811
     return MadAdPipeline(*parts, neighbour_sigma=4.0, mask_threshold=0.45)
 
 
-def test_a_split_is_read_scan_by_scan(prepared_cohort):
-    manifest = Manifest.load(prepared_cohort)
-    entries, split = manifest.scans("test"), Split([prepared_cohort, prepared_cohort], "test")
+def test_a_split_is_read_scan_by_scan(prepared_cohort, tmp_path):
+    manifest, second = Manifest.load(prepared_cohort), tmp_path / "second"
+    shutil.copytree(prepared_cohort, second)
+    entries, split = manifest.scans("test"), Split([prepared_cohort, second], "test")
     assert len(split) == 2 * len(entries)  # a subject's second scan is a volume of its own
     for entry, s in zip(entries * 2, split, strict=True):
         assert set(s.scans) == {entry["scan_id"]} and set(s.subjects) == {entry["subject"]}

@@ -20,7 +20,8 @@ class SliceDataset:
     data: prepared folder(s) or Manifest(s), all on one grid.  lesion_free: only slices without lesion pixels; by
     default for "train". The files' sizes and headers are looked at when it is made; later nothing but the
     slice that is asked for is read, and no file stays open: it can be pickled and sent to workers. Raises
-    ScanError for an empty split and for damaged arrays (`Manifest.verify` looks at every byte).
+    ScanError for an empty split, a folder that is given twice and damaged arrays (`Manifest.verify` looks at every
+    byte).
     """
 
     def __init__(self, data, split: str = "train", lesion_free: bool | None = None):
