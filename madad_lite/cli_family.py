@@ -40,17 +40,11 @@ def compare(args, settings: Callable[[list[str]], dict]) -> None:
 
 
 def detect(args, scans: list[Path], register: bool | str) -> int:
-    if (
-        args.resume
-        or args.mask
-        or args.keep_brain
-        or args.steps
-        or args.eta is not None
-        or args.score != "image"
-    ):
-        raise Refused(
-            "--method writes maps only: without --resume, --mask, --keep-brain, --steps, --eta, --score"
-        )
+    without = ("resume", "mask", "keep_brain", "series", "steps", "eta")
+    if given := [n for n in without if getattr(args, n) not in (None, False)]:
+        raise Refused(f"--method writes maps only: leave --{given[0].replace('_', '-')} out")
+    if args.score != "image":
+        raise Refused("--method has one score: leave --score out")
     names = ("brain", "channel", "z_range", "z_spacing", "batch_size", "device", "force", "seed")
     options = {name: getattr(args, name) for name in names}
     return 1 if detect_by(args.method, scans, args.out, register=register, **options) else 0

@@ -42,7 +42,8 @@ try:
     import madad_lite
 except ImportError:  # as in Colab, where what is installed stays as it is
     # !pip list --format=freeze > /tmp/installed.txt
-    # %pip install -q -c /tmp/installed.txt "madad-lite[prep] @ git+https://github.com/madad-lite/madad-lite"
+    # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
+    # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
 # %% [markdown]

@@ -133,7 +133,8 @@ def test_each_lesson_has_three_kinds_of_exercises(name):
 
 
 @pytest.mark.parametrize("name", LESSONS)
-def test_solutions_are_right(name, capsys):
+def test_solutions_are_right(name, capsys, monkeypatch):
+    monkeypatch.chdir(NOTEBOOKS / "solutions")  # where a notebook's kernel works
     runpy.run_path(str(NOTEBOOKS / "solutions" / f"{name}.py"))
     out = capsys.readouterr().out.splitlines()
     exercises = len(re.findall(r"^# ### Exercise", (NOTEBOOKS / f"{name}.py").read_text(), re.MULTILINE))

@@ -26,7 +26,7 @@ EDGES: dict[str, str] = {
     # what works with it
     "plotting": "masking evaluation.counts",
     "training": "method extensions slices settings pipeline",
-    "family": "method extensions slices training pipeline",
+    "family": "method extensions settings slices training pipeline",
     "detection": "pipeline plotting scans settings training family",
     "evaluation": "pipeline slices training family plotting",
     "simulation": "scans slices",

@@ -35,6 +35,7 @@ LESSONS = (
     "06_mask_visualization",
     "07_evaluation",
     "08_paper_and_code",
+    "09_own_scan",
 )
 FOLDER = ROOT / "notebooks"
 FOUND = [

@@ -66,7 +66,11 @@ def detect_by(
         files = outputs(scan, out, ("record", "anomaly"))
         if scan.resolve() in {f.resolve() for f in files.values()}:
             raise ScanError(f"{scan}: would be overwritten; choose another --out folder")
-        record.of_earlier_run(files, force=force, resume=False)
+        if scan.is_dir():
+            raise ScanError(f"{scan}: a folder; convert DICOM files to NIfTI first, or leave --method out")
+        old = record.of_earlier_run(files, force=force, resume=False)
+        if others := sorted(set(old["files"] if old else ()) - {f.name for f in files.values()}):
+            raise ScanError(f"{out / others[0]}: a result of weights; choose another --out folder")
         mask = Path(brain) if brain is not None else brain_beside(scan)
         preparing = {"grid": grid, "channel": channel, "register": register}
         prepared = prepare_volume(str(scan), brain=None if mask is None else str(mask), **preparing)
@@ -74,7 +78,7 @@ def detect_by(
         generator = torch.Generator().manual_seed(seed)
         maps = method(x, inside, [0] * len(x), generator, batch_size=batch_size or 32)
         image = return_to_scan(maps[:, 0].numpy(), prepared.geometry)
-        now = record.made_of(scan, mask, options) | {"method": {"name": method.name, "folder": name}}
+        now = record.made_of(scan, scan, mask, options) | {"method": {"name": method.name, "folder": name}}
         with new_file(files["anomaly"]) as part:
             nib.save(image, part)
         write_json(files["record"], now | {"files": sorted(f.name for f in files.values())})

@@ -26,7 +26,7 @@ class UNetSize:
 SIZES = {
     # as the trunk of MAD-AD's nano denoiser: depth, widths and where it attends; 2.7 M parameters as well
     "nano": UNetSize((32, 64, 96), (False, True, True), 24, fold=4),
-    # 2 s a step less: for tests and lessons
+    # for tests and lessons
     "tiny": UNetSize((32, 32), (False, False), 16, fold=4),
     # Behrendt et al. 2023, for slices of 96 pixels
     "pixels-96": UNetSize((128, 128, 256), (False, False, True), 32),
