@@ -129,12 +129,12 @@ def load_volume(
             image = nib.load(path, mmap=False)  # a mapped file that is cut meanwhile would end the process
         _check_header(path, image, channel, max_voxels)
         _check_content(path, image)
-        # indexing the proxy applies the header's scaling and reads no more than is asked for
-        if len(image.shape) == 4 and image.shape[3] > 1:
-            data = image.dataobj[..., channel]
-        else:
-            data = np.asarray(image.dataobj).reshape(image.shape[:3])
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite
+            # indexing the proxy applies the header's scaling and reads no more than is asked for
+            if len(image.shape) == 4 and image.shape[3] > 1:
+                data = image.dataobj[..., channel]
+            else:
+                data = np.asarray(image.dataobj).reshape(image.shape[:3])
             data = np.asarray(data, dtype=np.float32)
     except ScanError:
         raise
