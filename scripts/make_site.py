@@ -47,7 +47,8 @@ def main(out: Path) -> int:
     if failed:
         return failed
     for notebook in notebooks:
-        write_slides(notebook, out)
+        if notebook.parent.name == "notebooks":  # solutions have the names of their lessons
+            write_slides(notebook, out)
     make_playground.main(out / "playground")
     (out / ".nojekyll").touch()  # GitHub Pages would leave out folders that begin with an underscore
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6

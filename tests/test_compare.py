@@ -1,9 +1,9 @@
 """Prepared folders scan by scan: the same numbers as with all slices in memory, and volumes that stay apart."""
 
-from functools import shutil
+import shutil
+from functools import partial
 
 import numpy as np
-import partial
 import pytest
 import torch
 from test_metrics import POOLED, flat
