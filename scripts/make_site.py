@@ -79,7 +79,11 @@ def lay_out(source: Path) -> list[Path]:
     shutil.copytree(ROOT / "docs" / "site" / "static", source / "static")
     listed = [f"- [{title(p)}]({p.relative_to(ROOT).as_posix()})" for p in notebooks]
     (source / "notebooks.md").write_text("\n".join(listed) + "\n", encoding="utf-8")
-    decks = [f'- {title(p)}: <a href="slides/{p.stem}.html">slides</a>' for p in notebooks]
+    decks = [
+        f'- {title(p)}: <a href="slides/{p.stem}.html">slides</a>'
+        for p in notebooks
+        if p.parent.name == "notebooks"
+    ]
     (source / "decks.md").write_text("\n".join(decks) + "\n", encoding="utf-8")
     rooms = write_api(source)
     trees = {
