@@ -269,7 +269,7 @@ widgets.patient_explorer(subjects, threshold)
 # %% [markdown]
 # ## 10. Your own scan
 #
-# Put the path of your scan here, `.nii` or `.nii.gz`. (In Colab: the folder symbol on the left, then *Upload*.) As long as it is
+# [Notebook 09](09_own_scan.ipynb) does this with care, from DICOM on. In short: put the path of your scan here, `.nii` or `.nii.gz`. (In Colab: the folder symbol on the left, then *Upload*.) As long as it is
 # `None`, the simulated patient stands in.
 
 # %%
@@ -289,7 +289,7 @@ plotting.slice_grid(mine.image[every], overlay=mine.anomaly_map[every], titles=h
 #   SimpleITK, which the extra `prep` installs, and takes a few seconds).
 # - **With or without the skull.** A whole head's brain is found by deepbet, a network that the extra `prep` installs (without it the template's brain is cut
 #   out, which is rough). Or give a mask: `pipe(scan, brain="mask.nii.gz")`.
-# - The shipped weights are small, and were trained on the healthy volunteers of the public IXI collection. Expect
+# - The shipped weights are small, and were trained on healthy volunteers of the public IXI collection and on simulated subjects. Expect
 #   false alarms. **This is for teaching and research; nothing here is fit for diagnosis.**
 #
 # ## 11. From the command line
@@ -326,7 +326,7 @@ names
 # - Only what the network takes for noise is replaced; everything else stays as it is.
 # - Look at healthy subjects too, before you believe a map.
 #
-# **Next:** [02_data_preparation](02_data_preparation.ipynb) shows what happens between the file and the slices;
+# **Next:** [01_diffusion](01_diffusion.ipynb) builds a diffusion model from nothing; [02_data_preparation](02_data_preparation.ipynb) shows what happens between the file and the slices;
 # [06_mask_visualization](06_mask_visualization.ipynb) slows the healing down; [07_evaluation](07_evaluation.ipynb) measures how good it is.
 #
 # ## Exercises

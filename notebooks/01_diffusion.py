@@ -153,7 +153,7 @@ scatter([chain[t] for t in shown], [f"$x_{{{t}}}$" for t in shown])
 # %% [markdown]
 # ### In one go
 #
-# A hundred small Gaussian steps are one large Gaussian step. With $\bar\alpha_t = \prod_{i \le t} (1 - \beta_i)$:
+# A hundred small Gaussian steps are one large Gaussian step. Levels count from 0, and level 0 has had one step already; $x_0$ stays the name of the clean point, which lies before it. With $\bar\alpha_t = \prod_{i=0}^{t} (1 - \beta_i)$:
 #
 # $$ x_t = \sqrt{\bar\alpha_t}\; x_0 + \sqrt{1 - \bar\alpha_t}\;\varepsilon . $$
 #
@@ -202,7 +202,7 @@ fig
 # $$ \hat x_0 = \frac{x_t - \sqrt{1 - \bar\alpha_t}\,\hat\varepsilon}{\sqrt{\bar\alpha_t}}
 #    = \sqrt{\bar\alpha_t}\,x_t - \sqrt{1 - \bar\alpha_t}\,\hat v . $$
 #
-# They differ in what a small mistake costs. An error in $\hat\varepsilon$ is multiplied by $\sqrt{(1 - \bar\alpha_t)/\bar\alpha_t}$ when it becomes an error in $\hat x_0$: nothing at small $t$,
+# They differ in what a small mistake costs. An error in $\hat\varepsilon$ is multiplied by $\sqrt{(1 - \bar\alpha_t)/\bar\alpha_t}$ when it becomes an error in $\hat x_0$: little at small $t$,
 # without limit at large $t$. MAD-AD asks for $x_0$, since that is the healed latent which it wants.
 
 
@@ -369,7 +369,7 @@ scatter(
 
 # %% [markdown]
 # On these points the deterministic way gets by with fewer steps. That is no law: on other data, and with another network, fresh noise can wash out the
-# mistakes of earlier steps. MAD-AD takes ten steps, and its authors $\eta = 0.5$; notebook 06 shows what that does to a lesion.
+# mistakes of earlier steps. MAD-AD takes ten steps, and its authors' code $\eta = 0.5$; notebook 06 shows what that does to a lesion.
 #
 # diffusers has this step as `DDIMScheduler`. Is ours the same?
 
@@ -390,7 +390,7 @@ assert torch.allclose(ours, theirs, atol=1e-4)
 # %% [markdown]
 # ## 8. The same for brain slices
 #
-# Nothing changes but the network: a U-Net in place of a few layers. Our slices are small, 32 × 32 pixels of 6.5 mm, so that a minute is enough to see something. They come from eight
+# Nothing changes but the network: a U-Net (convolutions that look at the slice at several resolutions; notebook 04 builds one) in place of a few layers. Our slices are small, 32 × 32 pixels of 6.5 mm, so that a minute is enough to see something. They come from eight
 # simulated people.
 
 

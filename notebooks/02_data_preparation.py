@@ -348,7 +348,7 @@ for p in pair:
 plotting.intensity_histogram([p.image for p in pair], [p.brain for p in pair], ["site A", "site B"])
 
 # %% [markdown]
-# Two bumps, grey matter and white matter, at about the same places for both. The rest of the difference stays: people differ, and so do
+# A peak, grey matter, and a shoulder to its right, white matter, at about the same places for both. The rest of the difference stays: people differ, and so do
 # voxel sizes.
 #
 # ## 7. Slices on one grid
@@ -589,8 +589,8 @@ plotting.slice_grid(
 # %% [markdown]
 # ## 11. When something is wrong with a file
 #
-# Each bad file gives one line that begins with its name and says what to do. In a folder a bad scan does not stop the others: it is left out,
-# and the manifest's `skipped` says why. Here is a small collection of what one meets, with one good scan among them.
+# Each bad file gives one line that begins with its name and says what is wrong. In a folder a bad scan does not stop the others: it is left out,
+# and the manifest's `skipped` says why. Here is a small collection of what one meets, with one good scan among them. (The boxes `constant` and `with_nan` fail already because they are only 20 mm wide.)
 
 # %%
 # NBVAL_IGNORE_OUTPUT

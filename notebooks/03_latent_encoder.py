@@ -49,7 +49,7 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     import madad_lite
 
 # %% [markdown]
-# `FULL_SETTINGS` is the one switch of this notebook. `False` trains a small autoencoder for about a minute on a CPU.
+# `FULL_SETTINGS` is the one switch of this notebook. `False` trains a small autoencoder, about a minute on two idle CPU cores and several on busy ones.
 # `True` trains the layout that the paper uses (Stable Diffusion's, 83.6 million parameters, 256 x 256 pixels) for three
 # passes over a larger simulated cohort. You need a GPU for that: in Colab, *Runtime → Change runtime type → T4*.
 
@@ -351,7 +351,7 @@ pictures(
 )
 
 # %% [markdown]
-# So a lesion in the slice is a *compact, strong change of a few latent cells*. That is exactly the kind of damage that
+# So a lesion in the slice is a *compact, strong change of a few latent cells*. In place and extent, though not in kind, that is the damage that
 # the forward process of MAD-AD imitates with noise (notebook 04), and it explains the name: **mask**ed diffusion.
 #
 # ## 6. Not a point but a cloud: the posterior
@@ -578,7 +578,7 @@ assert round(million, 1) == 83.6 and fold == 8
 # Read the table from right to left. The paper's squeezes four times harder, 16 : 1 instead of 4 : 1, but starts from pixels of
 # 1 mm; in both, **one latent cell stands for 8 mm of brain**. So the diffusion model of this repository asks questions of
 # the same size as the paper's. What we give up is detail below 2 mm, and lesions that small. What we gain is an
-# autoencoder about a hundred times smaller, which trains on a laptop.
+# autoencoder about seventy times smaller, which trains on a laptop.
 #
 # ## 9. What to take with you
 #

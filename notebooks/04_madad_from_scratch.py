@@ -52,7 +52,7 @@ except ImportError:  # as in Colab, where what is installed stays as it is
 
 # %% [markdown]
 # From the package we take what surrounds the method: simulated subjects, the encoder, pictures. The names that begin with
-# `package` serve only to compare: the shipped network in section 8, our lines in section 9, a check in exercise 2.
+# `package` serve only to compare: the shipped network in section 8, our lines in section 9.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -585,7 +585,7 @@ def anomaly_map(healed, scan, brain, *, gamma=0.2, sigma=2.0) -> torch.Tensor:
 
 
 # %% [markdown]
-# And one number: the Dice coefficient $2|A \cap B| / (|A| + |B|)$ of what lies at or above a threshold and the true lesion, at the best of 201
+# And one number: the Dice coefficient $2|F \cap L| / (|F| + |L|)$ of what lies at or above a threshold, $F$, and the true lesion, $L$, at the best of 201
 # thresholds. (The best threshold is chosen on the very slice that is measured, which flatters. Notebook 07 shows how to do it properly.)
 
 
@@ -642,7 +642,7 @@ plotting.slice_grid(
 #
 # What if it were trained longer? It would get better at telling Gaussian noise from tissue, and a stroke is not Gaussian noise. With noise
 # alone, the shipped weights' card says, the Dice coefficient on validation patients *fell* as training went on. So those weights have also seen lesion-like
-# regions in training, as notebook 05 explains, section 10.
+# regions in training, as notebook 05 explains, section 12.
 #
 # ## 9. Number for number
 #

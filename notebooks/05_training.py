@@ -38,7 +38,7 @@
 # **What it needs:** this package with its shipped autoencoder (notebook 03 explains it); no download. All subjects are
 # **simulated** from the MNI152 template; no real person's scan appears here.
 #
-# **How long it takes:** about 4 minutes on two free CPU cores (estimated). Section 12 estimates the times of GPUs.
+# **How long it takes:** about 4 minutes on two free CPU cores (estimated). Section 13 estimates the times of GPUs.
 #
 # **Symbols** are those of [the notation page](../docs/notation.md), which also has a glossary.
 #
@@ -111,7 +111,7 @@ diffusers.utils.logging.disable_progress_bar()
 print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__}")
 
 # %% [markdown]
-# **Where do the checkpoints go?** A training of hours belongs into a folder that outlives the session. In Colab that is Google Drive: run
+# **Where do the checkpoints go?** A training of hours belongs in a folder that outlives the session. In Colab that is Google Drive: run
 #
 #     from google.colab import drive
 #     drive.mount("/content/drive")
@@ -448,7 +448,7 @@ with live_curves(NOISE):
     train_denoiser(DATA, pipe.autoencoder, NOISE, config, resume=True)
 
 # %% [markdown]
-# Orange is validation, on a subject that the network does not train on. Both parts of the loss fall, and the mask loss falls fast: noise is easy to see.
+# Orange is validation, on a subject that the network does not train on. Both parts of the loss fall. The mask loss starts near $\ln 2 = 0.69$, what a network that knows nothing scores, and needs some fifty steps before it falls clearly.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -666,7 +666,7 @@ assert numbers["noise alone"]["dice"] < numbers["shipped"]["dice"]
 # Read the lines slowly. Your network is not *blind* to the stroke. But it is not sure of it either, and it doubts much that is healthy: look at the share of healthy cells that it replaced. That it gets any Dice at all it owes to the latent head, which puts
 # plausible tissue into the healthy cells that were replaced without need, so that little changes there.
 #
-# So train longer? The next table is the same network, trained on the same subjects, with noise alone, and looked at from time to time. The rows were computed by
+# So train longer? First see where the training is heading. The next table is a network of the same size, trained on the same subjects with noise alone and a constant learning rate (so its last row is not quite yours), looked at after 50, 100 and 200 steps. The rows were computed by
 # `python benchmarks/noise_alone.py`, on eight simulated strokes of 20 mL. The columns: the Dice coefficient with its interval, replaced above the authors' threshold of one half; $\hat M$ in the first step; the share of the cells that were ever replaced.
 
 # %%
@@ -713,14 +713,14 @@ fig
 
 # %% [markdown]
 # Left: the longer it is trained, the less it doubts, and that includes the stroke. Right: the Dice coefficient rises all the same over these steps, because the healthy cells stop being replaced sooner than the stroke does. That does not go on. Two hundred steps are
-# little, and the two curves on the left head for the same place: a network that knows Gaussian noise perfectly answers "not noised" for everything that is not Gaussian noise, a stroke too. Of a training of thousands of steps with noise alone the shipped weights' [card](../madad_lite/weights/t1/README.md) reports that the Dice coefficient
+# little. The two curves on the left still move apart here, but both head for zero: a network that knows Gaussian noise perfectly answers "not noised" for everything that is not Gaussian noise, a stroke too. Of a training of thousands of steps with noise alone the shipped weights' [card](../madad_lite/weights/t1/README.md) reports that the Dice coefficient
 # *fell* as it went on. To see it, give the command above more steps: `--steps 400 800 1600 3200` takes about an hour on a free core (estimated).
 #
 # ## 12. Teach it to doubt something else
 #
 # **What a detector marks is what it was taught to doubt.** Nobody said that the damage has to be Gaussian. Let us add another kind: in half of the training slices
 # some regions get *foreign tissue*, before the slice is encoded: any grey level, the same tissue darker or brighter, another contrast, a piece of another slice (`extensions/lesion_like.py`). This is this repository's
-# extension of the method. No disease is imitated, and no patient is used: it is the same six healthy subjects.
+# extension of the method. No disease is imitated, and no patient is used: it is the same healthy subjects (six are simulated; four of them train, one validates, one is left over).
 
 # %%
 items = [train_slices[i] for i in range(12, len(train_slices), 50)][:6]
@@ -731,7 +731,7 @@ assert torch.equal(foreign[~inside], plain[~inside]) and changed.any()
 plotting.slice_grid(torch.cat([plain, foreign]), columns=6, truth=torch.cat([changed * 0, changed]))
 
 # %% [markdown]
-# The cells that such a region covers count as noised: $M = 1$, and the network has to say so and to guess what was there before. Everything else stays as it was, the number of steps too.
+# The cells that such a region covers count as noised: $M = 1$, and the network has to say so and to guess what was there before. One more thing changes, as for the shipped weights: three samples in ten are drawn at $t = T - 1$, pure noise (`last_step_share`). The rest stays as it was, the number of steps too.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -769,8 +769,8 @@ shown = dict(overlay=torch.cat([seen, maps]), truth=l_sick[[k] * 6])
 plotting.slice_grid(x_sick[[k] * 6], titles, 3, **shown)
 
 # %% [markdown]
-# Between the first two lines nothing differs but what was put into the training slices: the same six subjects, the same network, the same number of steps. Look first at the last line, how many times as much a network doubts the lesion as the rest; that is what no threshold can make up for. Then at the Dice coefficients and at
-# how far their intervals overlap: two hundred steps are little, and eight patients are few. What more training makes of the *second* kind shows the shipped network, with 9,000 steps and 154 subjects: it is sure in both directions, and replaces next to nothing that is healthy. What more training makes of the *first* kind, section 11 told.
+# The first two lines differ in what was put into the training slices, and in how often the last noise level was drawn; the subjects, the network and the number of steps are the same. Look first at the last line, how many times as much a network doubts the lesion as the rest: that is what no threshold can make up for, and two hundred steps move it little. Then at the Dice coefficients and at
+# how far their intervals overlap: two hundred steps are little, and eight patients are few. What more training of the *second* kind can do, the shipped network shows, with 9,000 steps and 154 subjects: it is sure of what is healthy and replaces next to nothing of it, though it still leaves a part of the lesions alone. What more training of the *first* kind does, section 11 told.
 #
 # ### Keep both networks for notebook 07
 #

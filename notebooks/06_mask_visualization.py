@@ -229,7 +229,7 @@ fig
 
 # %% [markdown]
 # **This is the heart of the matter.** A stroke is tissue, after all; it is not white noise. Why does the network take it for something
-# that was put there? Taught with noise alone it hardly does, as you saw in notebook 05, section 11. The shipped network has seen more than noise in training: in half of the slices, some regions were replaced by foreign
+# that was put there? Taught briefly with noise alone it doubts the healthy brain nearly as much, as you saw in notebook 05, section 11; taught longer so, it doubts less and less of both. The shipped network has seen more than noise in training: in half of the slices, some regions were replaced by foreign
 # tissue before encoding, of any grey level, another contrast, or another slice (`extensions/lesion_like.py`). No disease is imitated; it learns that *what does not belong here* is
 # to be marked. That is this repository's extension of the method. The process below is the paper's equation, with the authors' $\eta = 0.5$ (the paper's text has no randomness, $\eta = 0$) and with this repository's threshold: 0.2 in place of one half.
 #
@@ -319,7 +319,7 @@ plotting.trajectory(out, 0, decoded)
 # What to look for:
 #
 # - In the **first step** the third row shows what the network makes of the untouched scan: the stroke lights up at once.
-# - Marked cells get fresh noise ($\eta > 0$), and from the second step on they *are* noise. So they stay marked and will be denoised to the
+# - Marked cells get some fresh noise in each step ($\eta > 0$), and noise is what the network finds best. So they mostly stay marked and will be denoised to the
 #   end. Being marked once is a little like stepping on a slide.
 # - The marked region **grows** a little: noise next door makes a healthy cell suspicious too.
 # - Some healthy cells are marked as well. What the network puts there is close to what was there, where it knows this piece of anatomy.
@@ -382,7 +382,7 @@ fig
 # %% [markdown]
 # With $\eta = 0$ the lesion is still there, turned down, until the last steps. With $\eta > 0$ a part of it is exchanged for fresh noise at each step, which knows nothing of the lesion.
 #
-# ### Why the randomness helps
+# ### What the randomness does
 #
 # Compare $\eta = 0.5$ with $\eta = 0$, where no noise ever enters. The curves are the mean probability of "noised" in the stroke and
 # in the other brain cells, step by step.
@@ -409,8 +409,8 @@ assert peak > peak_calm
 fig
 
 # %% [markdown]
-# Without randomness the lesion only fades, and the fainter it gets, the less the network objects: it stops to mark cells that are half
-# healed, and they stay so. Fresh noise wipes the trace out, and the network has to invent what belongs there.
+# Without randomness the lesion only fades, and the fainter it gets, the less the network objects: it stops marking cells that are half
+# healed, and they stay so. With fresh noise they stay marked to the end, and the network has to invent what belongs there. Whether that makes the *map* better is another question: section 7 measures it.
 #
 # ### And the healthy person?
 #
@@ -645,7 +645,7 @@ moved = together.replaced.any(0) != alone.replaced.any(0)
 assert moved.any()
 
 # %% [markdown]
-# Single blobs that no neighbour confirms disappear, and the stroke's first and last slices, where it is small, are carried by the ones beside them. One patient proves nothing: notebook 07 counts over many.
+# The single blob that no neighbour confirms disappears (-22 mm), and a slice where the stroke is small is carried by the ones beside it (-12 mm). But its very ends are still missed, and a false alarm beside a strong finding can be carried along as well (+14 mm). One patient proves nothing: [the page of results](../docs/results.md) counts over many ("each slice alone").
 #
 # ## 10. Paint a lesion, press heal
 #

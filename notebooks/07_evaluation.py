@@ -197,7 +197,7 @@ assert 0 < at_tau["pooled"] <= best + 1e-6
 plotting.dice_curve(out_test.anomaly_map, test.lesion, test.brain, threshold=c)
 
 # %% [markdown]
-# The grey dot, the best threshold for the *test* patients, is what papers call **max Dice**. It needs to know the answer, so it is an upper bound. It is still useful,
+# The dark dot, the best threshold for the *test* patients, is what papers call **max Dice**. It needs to know the answer, so it is an upper bound. It is still useful,
 # for it compares maps without asking how good the threshold was; just never confuse it with the orange line, which is what a user would get.
 #
 # ## 5. Pooled or per image?
@@ -261,7 +261,7 @@ print(f"{false_per_true:.1f} false pixels for each true one")
 plotting.precision_recall(out_test.anomaly_map, test.lesion, test.brain, label="MAD-AD")
 
 # %% [markdown]
-# See how a false-positive *rate* of a few per cent, which sounds harmless and gives a fair AUROC, can mean more false than true pixels: lesions are rare, healthy
+# See how a false-positive *rate* that sounds bearable, beside an AUROC that looks good, can mean many more false than true pixels: lesions are rare, healthy
 # pixels are many. **For rare things look at the AP.**
 #
 # ## 7. By lesion size
@@ -313,7 +313,7 @@ plotting.compare_methods(
 # A method is only as good as what it beats. Two that cost almost nothing:
 #
 # - **intensity**: in T1 a lesion is dark, so the darkness itself is the score. On FLAIR, where lesions are bright, this beats many learnt methods;
-# - **reconstruction**: the autoencoder's own error $|x_\text{rec} - x_0|$, scored like ours, without any diffusion.
+# - **reconstruction**: the autoencoder's own error $(x_\text{rec} - x_0)^2$, where $x_\text{rec}$ is the slice encoded and decoded; clipped and smoothed like ours, without the weight $w$ and without any diffusion.
 #
 # And your own two networks of notebook 05: *noise alone*, as in the paper, and *with regions*. They are read from where that notebook keeps them; where it was not run yet, this one goes on without them and says so.
 #
@@ -501,7 +501,7 @@ pictures = dict(overlay=out_test.anomaly_map[cases], truth=test.lesion[cases])
 plotting.slice_grid(test.image[cases], titles, n, **pictures)
 
 # %% [markdown]
-# Ask of each failure: was the lesion *seen* but below the threshold? Not seen at all, because it is faint or smooth and does not look like noise (notebook 06, section 8)? Or is the map bright at other places?
+# Ask of each failure: was the lesion *seen* but below the threshold? Not seen at all, because it is faint, or too fine for the encoder (notebook 06, section 8)? Or is the map bright at other places?
 # The network itself can be asked. For each kind of lesion, the test slice with most of it: the scan, $\hat M$ (the highest of the ten steps, for each cell), and the map. Where $\hat M$ is dark inside the outline the lesion was **not seen**, and no threshold on the map will bring it back; where it is bright and the map is dark, it was seen, and what was put there
 # resembles it too much.
 
@@ -553,7 +553,7 @@ plotting.slice_grid(test.image[worst], columns=6, overlay=out_test.anomaly_map[w
 # ## 13. What one may conclude
 #
 # - **Yes**: whether one method beats another *on these patients*, if the interval of the difference does not contain 0.
-# - **Yes**: which lesions are found and which are missed. Large and sharp ones are found first.
+# - **Yes**: which lesions are found and which are missed. Large and strong ones are found first.
 # - **No**: how well it works on real patients. Simulated lesions are cleaner than real ones, and healthy brains more alike.
 # - **No**: that one setting is better than another by a point or two. There are far too few patients.
 # - **No**: anything about diagnosis. A map is a hint where to look, no more.
@@ -574,7 +574,7 @@ except ImportError:  # Colab opens a notebook alone
     import checks
 
 # %% [markdown]
-# ### Exercise 1 (predict): a healthy slice more
+# ### Exercise 1 (predict): one more healthy slice
 #
 # Take the two slices of section 5 (144 lesion pixels of which 132 are found, and 9 of which none is found) and add a healthy slice with 10 false pixels. What is the *pooled* Dice now?
 

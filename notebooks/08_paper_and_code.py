@@ -322,7 +322,7 @@ plotting.mask_examples(shown, images=x0[[k, k], 0], titles=["authors", "lite"], 
 #
 # ## 8. How random is the healing?
 #
-# The code draws fresh noise in every reverse step, $\eta = 0.5$. With $\eta = 0$ the same scan always gives the same map. How much do two runs
+# The code draws fresh noise in every reverse step, $\eta = 0.5$; the recipe `paper` draws none, $\eta = 0$. With $\eta = 0$ the same scan always gives the same map. How much do two runs
 # with $\eta = 0.5$ differ?
 
 
@@ -340,7 +340,7 @@ plotting.slice_grid(shown, ["scan", "eta 0.5, seed 0", "eta 0.5, seed 1", "eta 0
 # %% [markdown]
 # ## 9. Pooled or per image: how to read the table for stroke
 #
-# In the paper's setting S1 (trained on IXI, tested on ATLAS), the max Dice in per cent:
+# In the paper's setting S1 (trained on IXI, tested on ATLAS; S2 is BraTS), the max Dice in per cent, beside THOR, another diffusion method (Bercea et al. 2024):
 #
 # | | average | small | medium | large |
 # |---|---|---|---|---|
@@ -433,12 +433,12 @@ assert not (WORK / "i_was_here").exists() and not (WORK / "imported").exists()
 # ## 11. What we follow, and what is the same
 #
 # Where the two differ, the default recipe `lite` takes the mask's polarity, the BCE and the squared difference to the scan from the **paper**, $\eta = 0.5$ and the cosine schedule of the learning rate
-# from the **code**; its own are the lesion-like regions in training, the weight of the score and the neighbouring slices that decide together (notebook 06). `--recipe paper` and `--recipe authors`
+# from the **code**; its own are, beside sizes and numbers such as the mask loss's weight of 0.1 and the mask threshold of 0.2, the lesion-like regions in training, the weight of the score and the neighbouring slices that decide together (notebook 06). `--recipe paper` and `--recipe authors`
 # follow one of the two throughout.
 #
 # The same is all that we could compare with numbers which the authors' code (commit e76f546) computed on fixed inputs: the schedule, the masked
 # forward process, both loss terms, the selective reverse process with 10, 5 and 2 steps, with $\eta = 0$ and $0.5$, the cells it replaces at each step, the anomaly map, four metrics, and the network, whose
-# outputs agree within $10^{-6}$ in double precision. The tests that do it are `tests/test_diffusion.py`, `test_scoring.py`, `test_metrics.py` and `test_official.py`. Differences that remain are listed in the README, under *Recipes*.
+# outputs agree within $10^{-6}$ in double precision. The tests that do it are `tests/test_diffusion.py`, `test_scoring.py`, `test_metrics.py` and `test_official.py`. Differences that remain are listed in [docs/recipes.md](../docs/recipes.md).
 #
 # ## Exercises
 #
@@ -511,4 +511,4 @@ checks.solved(checks.check_08_gap, gap)
 #
 # </details>
 #
-# Back to the [README](../README.md), or on to your own scans: `madad detect YOUR_SCAN.nii.gz --out results`.
+# **Next:** [09_own_scan](09_own_scan.ipynb) takes a scan of your own from the file to the map. Or back to the [README](../README.md).

@@ -235,8 +235,8 @@ plotting.volume_view(image, anomaly, title="The anomaly map, over the scan in it
 # ## 6. What was found
 #
 # `find_parts` takes what lies at or above the weights' **decision threshold**, which was chosen on validation subjects, and lists its connected parts: volume, place and
-# highest score. Parts of less than 0.1 mL are counted, not listed. The place is in standard space: $x$ to the patient's right, $y$ to the front, $z$ up, from the middle of
-# the brain; so it can be looked up in an atlas.
+# highest score. Parts of less than 0.1 mL are counted, not listed. The place is in standard space: $x$ to the patient's right, $y$ to the front, $z$ up, in mm from MNI152's origin
+# (the anterior commissure, deep in the brain); so it can be looked up in an atlas.
 
 # %%
 threshold = pipe.config.decision_threshold
@@ -322,7 +322,7 @@ plotting.threshold_figure(out.image[k], out.anomaly_map[k], 0.2)
 # ## 9. What this does not say
 #
 # - **Not what it is.** The map says *unlike the brains of the training*: a stroke, a tumour, an old scar, a large ventricle, a variant, a movement of the head, a bad mask.
-# - **Nothing found does not mean healthy.** Small and faint lesions are missed often: the tables of the repository's page of results say how often. What lies outside the brain mask was never looked at.
+# - **Nothing found does not mean healthy.** Small and faint lesions are missed often: [the page of results](../docs/results.md) has the tables. What lies outside the brain mask was never looked at.
 # - **Not how likely it is.** A score of 0.8 is no probability.
 # - **Not the true volume.** A map is smoothed and thresholded; half of a stroke may lie below.
 # - **Nothing for other scanners, ages and contrasts by itself.** The weights were trained on adults; for T1 on one hospital's scanner. Try scans of healthy people from *your* scanner first: what is found in them is what a false
@@ -342,7 +342,7 @@ plotting.threshold_figure(out.image[k], out.anomaly_map[k], 0.2)
 #
 # ### Exercise 1 (predict): a mask that is too large
 #
-# Give the brain a border: everything within 6 mm of it counts as brain, so that bone and scalp are in. What happens to the volume that is found: `"less"`, `"the same"` (within 10 %), or `"more"`?
+# Give the brain a border: everything within 6 mm of it counts as brain, so that fluid and bone are in. What happens to the volume that is found: `"less"`, `"the same"` (within 10 %), or `"more"`?
 
 # %%
 guess = None  # your answer: "less", "the same" or "more"
@@ -367,7 +367,7 @@ else:
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Run the check with any answer: it prints both volumes. Two things pull in opposite directions. Bone and scalp that are counted as brain are unlike anything in the training, and
+# Run the check with any answer: it prints both volumes. Two things pull in opposite directions. Fluid and bone that are counted as brain are unlike anything in the training, and
 # some of that is "found"; and the median of the brain, by which the scan's brightness is scaled, moves, and with it everything inside.
 #
 # </details>
