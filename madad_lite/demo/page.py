@@ -69,7 +69,7 @@ def write_page(out: str | Path) -> Path:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>madad_lite: the demo</title><style>{STYLE}</style></head><body>
 <h1>Masked diffusion finds what is not normal</h1>
-<p>A network that has seen normal brains only takes a lesion for noise and replaces it by what should be there;
+<p>A network that knows normal brains takes a lesion for noise and replaces it by what should be there;
 the difference from the scan is the anomaly map. Everybody on this page is simulated from the MNI152 template: no
 real patient. It took {about["minutes"]} minutes.</p>
 <h2>Three scans, searched with the shipped weights</h2>
