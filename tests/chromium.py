@@ -5,6 +5,7 @@ import functools
 import http.server
 import json
 import mimetypes
+import os
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
 import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -21,6 +23,11 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 def program():
     """Its path, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def missing(sentence):
+    """Skip what cannot be tried here; where BROWSER_TESTS=required says that it can, as in CI, fail instead."""
+    (pytest.fail if os.environ.get("BROWSER_TESTS") == "required" else pytest.skip)(sentence)
 
 
 class Server:
@@ -44,9 +51,11 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 class Browser:
-    """One Chromium process with a profile of its own."""
+    """One Chromium process with a profile of its own; without Chromium the test is skipped."""
 
     def __init__(self):
+        if program() is None:
+            missing("Chromium is not installed here: nothing is tried in a browser")
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         options = [
             "--headless=new",
@@ -136,11 +145,13 @@ class Page:
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def until(self, code, seconds=60):
+        """The value of an expression, once it is true."""
         end = time.monotonic() + seconds
-        while not self.run(code):
+        while not (value := self.run(code)):
             if time.monotonic() > end:
                 raise AssertionError(f"not within {seconds} s: {code}; {self.errors}")
             time.sleep(0.05)
+        return value
 
     def place(self, selector, x=0.5, y=0.5):
         """Pixels on the screen of a point in an element, brought into view; x, y: shares of its sides."""

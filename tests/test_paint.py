@@ -4,18 +4,16 @@ import base64
 import builtins
 import json
 
+import chromium
 import numpy as np
 import pytest
 import torch
-from browser import open_page
 
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.plotting import widgets
+from madad_lite.plotting.paint import Canvas, text_of, to_bytes
 from madad_lite.scans.nifti import save_nifti
 from madad_lite.simulation.cohort import simulate_subject
-
-anywidget = pytest.importorskip("anywidget", reason="no anywidget here: the canvas is not tested")
-from madad_lite.plotting.paint import Canvas, text_of, to_bytes  # noqa: E402
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -77,8 +75,7 @@ def answer(page, canvas, number):
 
 
 def on_screen(page, row, column):
-    left, top, width, height = page.box(".paint-canvas")
-    return left + (column + 0.5) * width / 96, top + (row + 0.5) * height / 96
+    return page.place(".paint-canvas", (column + 0.5) / 96, (row + 0.5) / 96)
 
 
 def words(page):
@@ -90,9 +87,10 @@ def dice_on(page):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    with open_page(tmp_path_factory.mktemp("chromium")) as page:
-        yield page
+def page():
+    browser = chromium.Browser()
+    yield browser.page()
+    browser.close()
 
 
 def test_a_stroke_with_the_mouse_is_healed_and_found(page, pipe, healthy):
@@ -101,7 +99,7 @@ def test_a_stroke_with_the_mouse_is_healed_and_found(page, pipe, healthy):
     put(page, canvas)
     assert "press Heal" in words(page)
     page.run("set('.paint-radius', 7); set('.paint-softness', 0)")
-    page.stroke([on_screen(page, 40, 36), on_screen(page, 44, 36), on_screen(page, 48, 36)])
+    page.drag([on_screen(page, 40, 36), on_screen(page, 44, 36), on_screen(page, 48, 36)])
     page.click(".paint-heal")
     assert words(page) == "healing ..."
     answer(page, canvas, 0)
@@ -124,7 +122,7 @@ def test_a_stroke_with_the_mouse_is_healed_and_found(page, pipe, healthy):
 def test_the_dice_is_alive_and_strokes_can_be_taken_back(page, pipe, healthy):
     canvas = widgets.paint_and_heal(pipe, *healthy)
     put(page, canvas)
-    page.stroke([on_screen(page, 44, 36), on_screen(page, 46, 36)])
+    page.drag([on_screen(page, 44, 36), on_screen(page, 46, 36)])
     page.click(".paint-heal")
     answer(page, canvas, 0)
     first = words(page)
@@ -132,7 +130,7 @@ def test_the_dice_is_alive_and_strokes_can_be_taken_back(page, pipe, healthy):
     assert dice_on(page) < 0.2
     page.run(f"set('.paint-threshold', {canvas.threshold})")
     assert words(page) == first
-    page.stroke([on_screen(page, 44, 60)])
+    page.drag([on_screen(page, 44, 60)])
     assert dice_on(page) < float(first.split("Dice ")[1].split(":")[0])  # more painted, not yet healed
     page.click(".paint-undo")
     assert words(page) == first
@@ -148,7 +146,7 @@ def test_a_finger_paints_and_heals_after_every_stroke(page, pipe, healthy):
     put(page, canvas)
     page.click(".paint-always")
     page.run("set('.paint-texture', 0.5); set('.paint-grey', 0.8)")
-    page.touch([on_screen(page, 44, 36), on_screen(page, 46, 38)])
+    page.swipe([on_screen(page, 44, 36), on_screen(page, 46, 38)])
     answer(page, canvas, 0)
     inside = canvas.out.image[0, 0].numpy()[canvas.marks]
     assert 60 < len(inside) < 400 and 0.3 < inside.mean() < 0.9 and inside.std() > 0.05
@@ -158,7 +156,7 @@ def test_one_dab_is_the_same_in_the_browser_and_in_python(page, pipe, healthy):
     canvas = widgets.paint_and_heal(pipe, *healthy)
     put(page, canvas)
     page.run("set('.paint-radius', 8); set('.paint-softness', 0.6); set('.paint-texture', 0.4)")
-    page.stroke([on_screen(page, 42, 38)])
+    page.drag([on_screen(page, 42, 38)])
     page.click(".paint-heal")
     answer(page, canvas, 0)
     painted, marks = widgets.dab(*healthy, 42, 38, 8, -0.8, softness=0.6, texture=0.4)
@@ -170,7 +168,7 @@ def test_what_is_asked_for_while_healing_is_healed_next(page, pipe, healthy):
     canvas = widgets.paint_and_heal(pipe, *healthy)
     put(page, canvas)
     page.click(".paint-heal")
-    page.stroke([on_screen(page, 44, 36)])
+    page.drag([on_screen(page, 44, 36)])
     page.click(".paint-heal")
     page.click(".paint-heal")
     assert page.run("sent.length") == 1

@@ -121,11 +121,9 @@ def test_site_is_small_and_git_holds_none_of_it(site):
 
 @pytest.fixture(scope="module")
 def served(site):
-    if chromium.program() is None:
-        pytest.skip("Chromium is not installed here: the playground is not tried in a browser")
     if not (site / "playground" / "runtime").is_dir():
-        pytest.skip("npm brought no onnxruntime-web: the playground's models cannot run")
-    server, browser = chromium.Server(site), chromium.Browser()
+        chromium.missing("npm brought no onnxruntime-web: the playground's models cannot run")
+    browser, server = chromium.Browser(), chromium.Server(site)
     yield browser, server.address + "/playground/index.html"
     browser.close()
     server.stop()
