@@ -12,6 +12,7 @@ EDGES: dict[str, str] = {
     "errors": "",
     "files": "errors",
     "threads": "",
+    "later": "",
     "settings": "",
     "scans": "",
     "slices": "scans",

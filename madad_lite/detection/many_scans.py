@@ -215,10 +215,9 @@ def detect(
             batch_size=batch_size,
             progress=shown,
         )
-        found = None
+        found, anomaly = None, output.to_nifti("anomaly_map")
         if decides:
-            threshold = pipe.config.decision_threshold
-            found = find_parts(output.to_nifti("anomaly_map"), prepared.geometry.to_mni, threshold)
+            found = find_parts(anomaly, prepared.geometry.to_mni, pipe.config.decision_threshold)
         name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
         if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
             name = str(weights)
@@ -232,7 +231,7 @@ def detect(
             "found": None if found is None else found.to_dict(),
         }
         usual = score == "image" and num_inference_steps is None and eta is None
-        _write(output, files, now, old, found, record.healthy_range(pipe) if usual else None, image)
+        _write(output, anomaly, files, now, old, found, record.healthy_range(pipe) if usual else None, image)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
     failed: list[tuple[Path, str]] = []
@@ -319,6 +318,7 @@ def _brain_image(prepared: PreparedScan):
 
 def _write(
     output: MadAdOutput,
+    anomaly: nib.Nifti1Image,
     files: dict[str, Path],
     now: dict,
     old: dict | None,
@@ -346,7 +346,7 @@ def _write(
 
     writers: dict[str, Callable[[Path], None]] = {
         "record": lambda part: part.write_text(record.text(now)),
-        "anomaly": lambda part: nib.save(output.to_nifti("anomaly_map"), part),
+        "anomaly": lambda part: nib.save(anomaly, part),
         "lesions": lambda part: found.write_csv(part),
         "mask": lambda part: nib.save(found.mask, part),
         "brain": lambda part: nib.save(_brain_image(output.prepared), part),
