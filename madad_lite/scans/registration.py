@@ -101,7 +101,8 @@ def one_thread():
 @lru_cache(maxsize=4)
 def _itk_template(kind: str, spacing: float):
     reference = template(kind)
-    return _itk(_coarse(np.array(reference.dataobj), reference.affine, spacing))
+    data = np.array(reference.dataobj)
+    return _itk(_coarse(data, reference.affine, spacing, data > 0))
 
 
 def _optimise(transform, moving: nib.Nifti1Image, margin: int) -> float:
