@@ -79,8 +79,9 @@ def stripped_brain(data: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
     """
     values, counts = np.unique(data[np.ix_(*[[0, -1]] * 3)], return_counts=True)
     background = values[counts.argmax()]
-    away = np.abs(data - background)
-    # in place, because a scan of 0.5 mm is large; `away` is in another order afterwards
+    # in place, because a scan of 0.5 mm is large; `away` is in another order after the percentile
+    away = data - background
+    np.abs(away, out=away)
     most = np.percentile(away.ravel(order="K"), 99, overwrite_input=True)
     np.abs(np.subtract(data, background, out=away), out=away)
     # earlier interpolation may have left ripples in the background
