@@ -133,6 +133,13 @@ def _centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return nib.affines.apply_affine(affine, ndimage.center_of_mass(mask))
 
 
+@lru_cache(maxsize=1)
+def _template_centre() -> list[float]:
+    """The centre of the template's brain, MNI mm."""
+    reference = template("brain")
+    return [float(v) for v in _centre(np.asarray(reference.dataobj), reference.affine)]
+
+
 def _starts(moving: nib.Nifti1Image, whole_head: bool) -> list[np.ndarray]:
     """Guesses of the brain's centre in the scan, mm."""
     data, affine = np.asarray(moving.dataobj), moving.affine
@@ -179,7 +186,7 @@ def register_to_mni(image: nib.Nifti1Image, brain: np.ndarray | None = None) -> 
     # the margin shows where a stripped brain ends; in a whole head it would compare skull with nothing
     margin = 0 if brain is None else 1
 
-    centre = [float(v) for v in _centre(np.asarray(template("brain").dataobj), template("brain").affine)]
+    centre = _template_centre()
     with one_thread():
         tried = []
         for start in _starts(coarse[8.0], whole_head=brain is None):
