@@ -237,7 +237,7 @@ def test_scan_report_puts_the_most_anomalous_slices_first(out, truth):
     start = 5 * (SIZE + GAP)
     np.testing.assert_array_equal(row[:, start : start + SIZE], out.image[5, 0])
     np.testing.assert_array_equal(score[:, start : start + SIZE], out.anomaly_map[5, 0])
-    assert np.ma.getmaskarray(row)[:, start - GAP : start].all() and row.shape[1] == N * SIZE + (N - 1) * GAP
+    assert np.isnan(row[:, start - GAP : start]).all() and row.shape[1] == N * SIZE + (N - 1) * GAP
     for word in ("sub-01_T1w", "2 most anomalous of 6 slices", "patient's left", "true lesion"):
         assert word in words(fig)
 
