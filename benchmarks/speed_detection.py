@@ -57,9 +57,6 @@ def one_scan(scan: str, out: str) -> None:
         setattr(owner, name, wrapped)
 
     start = time.perf_counter()
-    from madad_lite.later import import_diffusers
-
-    import_diffusers()  # as `madad detect` does
     from madad_lite import pipeline, scoring
     from madad_lite.detection import many_scans
     from madad_lite.scans import output, prepare

@@ -16,10 +16,6 @@ STARTS = {
     "madad_lite": ["-c", "import madad_lite"],
     "torch, diffusers' models": ["-c", f"import torch; {DIFFUSERS}"],
     "MadAdPipeline": ["-c", f"import torch; {DIFFUSERS}; from madad_lite import MadAdPipeline"],
-    "MadAdPipeline, as madad detect does": [
-        "-c",
-        "from madad_lite.later import import_diffusers; import_diffusers(); from madad_lite import MadAdPipeline",
-    ],
     "madad --help": ["-m", "madad_lite.cli", "--help"],
 }
 

@@ -41,7 +41,6 @@ from madad_lite.arguments import (
 )
 from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
 from madad_lite.family.registry import FAMILY
-from madad_lite.later import import_diffusers
 from madad_lite.threads import use_free_cores
 
 AGAIN_AFTER = 5.0  # s: a Ctrl-C that was swallowed comes again
@@ -215,7 +214,6 @@ def assemble(args):
 def detect(args) -> int:
     if args.resume and args.force:
         raise Refused("--resume leaves alone what is there, --force overwrites it: choose one")
-    import_diffusers()
     from madad_lite.detection.many_scans import detect, scans_in
 
     scans = scans_in(args.scan)

@@ -12,7 +12,6 @@ EDGES: dict[str, str] = {
     "errors": "",
     "files": "errors",
     "threads": "",
-    "later": "",
     "settings": "",
     "scans": "",
     "slices": "scans",
