@@ -131,6 +131,7 @@ class MadAdPipeline(DiffusionPipeline):
         score: str = "image",
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        reconstruct: bool = True,
         progress: bool = True,
         callback_on_step_end: Callable | None = None,
         return_dict: bool = True,
@@ -145,6 +146,7 @@ class MadAdPipeline(DiffusionPipeline):
         num_inference_steps, eta, mask_threshold: as in DetectionSettings; None: the model's own.
         score: "image", or the ablations' "latent" or "mask". generator: give one to repeat a run with eta > 0.
         batch_size: slices at once; None: as many as fit; the result does not depend on it.
+        reconstruct: False: the output's reconstruction is None, unless the score needs it; saves half of the decoding.
         callback_on_step_end: (pipe, step, t, {"latents": z_t}) -> the same or None, after each step of a batch.
         Returns a MadAdOutput; return_dict=False: a tuple of it. ValueError, before any work: what makes no sense.
         """
@@ -177,8 +179,9 @@ class MadAdPipeline(DiffusionPipeline):
             parts = dict(sigma=sigma, batch_size=batch_size, device=device, generator=generator)
             options = dict(**parts, **settings.reverse(), on_step=on_step)
             result = reverse_in_groups(self.denoiser, z0, self.scheduler, groups, **options)
-        decoded = (self.decode(z, batch_size) for z in (z0, result.latent))
-        reconstruction, healed = (torch.where(brain, x, -1.0) for x in decoded)  # (N, 1, H, W) each
+        wanted = [result.latent, z0] if reconstruct or settings.reference != "input" else [result.latent]
+        decoded = [torch.where(brain, self.decode(z, batch_size), -1.0) for z in wanted]
+        healed, reconstruction = (*decoded, None)[:2]  # (N, 1, H, W) each
         self.maybe_free_model_hooks()
         smooth = dict(sigma=settings.sigma, brain=brain)
         if score == "latent":

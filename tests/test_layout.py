@@ -27,7 +27,7 @@ EDGES: dict[str, str] = {
     "plotting": "masking evaluation.counts",
     "training": "method extensions slices settings pipeline",
     "family": "method extensions settings slices training pipeline",
-    "detection": "pipeline plotting scans settings training family",
+    "detection": "pipeline extensions plotting scans settings training family",
     "evaluation": "pipeline slices training family plotting",
     "simulation": "scans slices",
     "onnx_export": "method extensions settings pipeline",

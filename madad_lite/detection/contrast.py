@@ -38,7 +38,8 @@ def _tissues(grid: Grid) -> dict[str, np.ndarray]:
         values = resample(np.asarray(image.dataobj), to_template, grid.shape)
         return values.transpose(2, 1, 0)[:, ::-1]  # as slices
 
-    grey, white, brain = on_grid("gm"), on_grid("wm"), on_grid("brain")  # 0..255, 0..255, 0..1
+    # the brain first: its template is still in memory
+    brain, grey, white = on_grid("brain"), on_grid("gm"), on_grid("wm")  # 0..1, 0..255, 0..255
     return {"grey": grey > 180, "white": white > 230, "csf": (brain > 0.5) & (grey < 25) & (white < 25)}
 
 

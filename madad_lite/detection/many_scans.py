@@ -20,6 +20,7 @@ from madad_lite.detection import record
 from madad_lite.detection.contrast import LIKE, contrast_seen
 from madad_lite.detection.finding import Finding, find_parts
 from madad_lite.errors import Refused, ScanError
+from madad_lite.extensions.memory import give_back
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
 from madad_lite.scans.dicom import converter, dicom_to_nifti, holds_dicom
@@ -206,6 +207,7 @@ def detect(
         pipe = _fitting(pipes, seen, scan, force_contrast)
         if pipe.config.grid != pipes[0].config.grid:
             prepared = pipe.prepare(str(image), **given)
+        give_back()
         output = pipe(
             prepared,
             num_inference_steps=num_inference_steps,
@@ -213,12 +215,13 @@ def detect(
             score=score,
             generator=torch.Generator().manual_seed(seed),
             batch_size=batch_size,
+            reconstruct=False,
             progress=shown,
         )
-        found = None
+        give_back()
+        found, volumes = None, [output.to_nifti("anomaly_map")]
         if decides:
-            threshold = pipe.config.decision_threshold
-            found = find_parts(output.to_nifti("anomaly_map"), prepared.geometry.to_mni, threshold)
+            found = find_parts(volumes[0], prepared.geometry.to_mni, pipe.config.decision_threshold)
         name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
         if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
             name = str(weights)
@@ -232,7 +235,7 @@ def detect(
             "found": None if found is None else found.to_dict(),
         }
         usual = score == "image" and num_inference_steps is None and eta is None
-        _write(output, files, now, old, found, record.healthy_range(pipe) if usual else None, image)
+        _write(output, volumes, files, now, old, found, record.healthy_range(pipe) if usual else None, image)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
     failed: list[tuple[Path, str]] = []
@@ -319,6 +322,7 @@ def _brain_image(prepared: PreparedScan):
 
 def _write(
     output: MadAdOutput,
+    volumes: list[nib.Nifti1Image],
     files: dict[str, Path],
     now: dict,
     old: dict | None,
@@ -327,7 +331,7 @@ def _write(
     image: Path,
 ) -> None:
     """All are there before one takes the place of an earlier run's. Until the record says "finished" they may
-    be of two runs.
+    be of two runs. volumes: the anomaly map, dropped once it is written, to make room for the healed scan.
     """
     from madad_lite.plotting import scan_report
 
@@ -346,7 +350,7 @@ def _write(
 
     writers: dict[str, Callable[[Path], None]] = {
         "record": lambda part: part.write_text(record.text(now)),
-        "anomaly": lambda part: nib.save(output.to_nifti("anomaly_map"), part),
+        "anomaly": lambda part: nib.save(volumes.pop(), part),
         "lesions": lambda part: found.write_csv(part),
         "mask": lambda part: nib.save(found.mask, part),
         "brain": lambda part: nib.save(_brain_image(output.prepared), part),

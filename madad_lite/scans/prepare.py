@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
@@ -31,16 +32,20 @@ REGISTERED = (
 )
 
 
+@lru_cache(maxsize=2)
+def _template_brain_on(grid: Grid) -> np.ndarray:
+    """The template's brain on a grid, bool."""
+    reference = template("brain")
+    voxel = np.linalg.inv(reference.affine) @ grid.affine
+    return resample(np.asarray(reference.dataobj), voxel, grid.shape) > 0.5
+
+
 def mask_overlap(brain: np.ndarray, affine: np.ndarray, to_mni: np.ndarray, grid: Grid = Grid()) -> float:
     """Dice coefficient of a scan's brain mask with the template's, on the grid: the default one holds the
     whole brain.
     """
-    reference = template("brain")
-    theirs = (
-        resample(np.asarray(reference.dataobj), np.linalg.inv(reference.affine) @ grid.affine, grid.shape)
-        > 0.5
-    )
-    ours = resample(brain.astype(np.float32), np.linalg.inv(to_mni @ affine) @ grid.affine, grid.shape) > 0.5
+    theirs = _template_brain_on(grid)
+    ours = resample(brain, np.linalg.inv(to_mni @ affine) @ grid.affine, grid.shape) > 0.5
     return float(2 * (theirs & ours).sum() / max(1, theirs.sum() + ours.sum()))
 
 
@@ -137,14 +142,21 @@ def prepare_volume(
     corner = affine @ nib.affines.from_matvec(
         np.eye(3), [s.start for s in box]
     )  # the box's voxels -> scan mm
-    values = np.where(mask[box], np.clip((data[box] - offset) / median, 0, 2), 0)
+    values = (data[box] - offset) / median
+    np.clip(values, 0, 2, out=values)
+    values[~mask[box]] = 0
+    shape = scan.shape
+    del scan, data  # of 0.5 mm they are large, and the spline needs as much again
     # cubic, because linear interpolation takes a third of the finest detail from a scan at the grid's own
     # resolution
     pixels = resample(
-        smoothed(values, affine, grid.spacing), np.linalg.inv(to_mni @ corner) @ grid.affine, grid.shape, 3
+        smoothed(values, affine, grid.spacing, out=values),
+        np.linalg.inv(to_mni @ corner) @ grid.affine,
+        grid.shape,
+        3,
     )
     to_scan = np.linalg.inv(to_mni @ affine) @ grid.affine  # grid voxel -> scan voxel
-    inside = _to_slices(resample(mask.astype(np.float32), to_scan, grid.shape) > 0.5)
+    inside = _to_slices(resample(mask, to_scan, grid.shape) > 0.5)
     kept = np.flatnonzero(inside.mean((1, 2)) >= min_brain)
     if not len(kept):
         raise ScanError(
@@ -153,6 +165,6 @@ def prepare_volume(
         )
     slices = np.where(inside, np.clip(_to_slices(pixels) - 1, -1, 1), -1).astype(np.float32)
     if lesions is not None:
-        lesions = _to_slices(resample(lesions.astype(np.float32), to_scan, grid.shape) > 0.5)[kept]
-    geometry = Geometry(scan.shape, affine, to_mni, grid, tuple(int(k) for k in kept), (offset, median))
+        lesions = _to_slices(resample(lesions, to_scan, grid.shape) > 0.5)[kept]
+    geometry = Geometry(shape, affine, to_mni, grid, tuple(int(k) for k in kept), (offset, median))
     return PreparedScan(slices[kept], inside[kept], lesions, geometry, source, volume_ml(mask, affine), mask)

@@ -146,11 +146,12 @@ def read_model(kind: type[Model], folder: str | os.PathLike, dtype: torch.dtype 
                 )
             if tensor.get_dtype() not in ("F16", "BF16", "F32", "F64"):
                 raise ValueError(f"{name} holds no floating-point numbers")
-        # not diffusers' own `to`, which warns of modules that there are none of
-        model = torch.nn.Module.to(model, dtype).to_empty(device="cpu")
-        for name, tensor in model.state_dict().items():
-            if not torch.isfinite(tensor.copy_(file.get_tensor(name))).all():
+        # copied: a file that is mapped and cut meanwhile would end the process
+        tensors = {name: file.get_tensor(name).to(dtype, copy=True) for name in wanted}
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} holds NaN or infinite values")
+        model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 
