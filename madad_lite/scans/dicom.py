@@ -104,7 +104,11 @@ def convert_all(folder: str | os.PathLike, work: str | os.PathLike) -> list[Seri
     # all JSON fields; no compression; default settings, whatever the user's own are; subfolders to the ninth level
     options = ["-g", "i", "-b", "y", "-ba", "n", "-z", "n", "-d", "9", "-f", "%s_%j", "-o", str(work)]
     done = subprocess.run(
-        [program, *options, str(folder)], capture_output=True, text=True, errors="replace", check=False
+        [program, *options, os.path.abspath(folder)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     described = {}
     for file in sorted(work.glob("*.json")):  # what dcm2niix makes besides, such as NAME_Eq_1.nii, has none

@@ -12,7 +12,6 @@ for tensors that are in the file.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -30,6 +29,8 @@ from safetensors import SafetensorError, safe_open
 from madad_lite.autoencoder import folding
 from madad_lite.denoiser import Denoiser
 from madad_lite.errors import WeightsError
+from madad_lite.files import parse_json
+from madad_lite.scans.grid import Grid
 from madad_lite.weights import WEIGHTS, shipped
 
 INDEX, CONFIG, SCHEDULE = "model_index.json", "config.json", "scheduler_config.json"
@@ -162,6 +163,16 @@ def read_scheduler(folder: str | os.PathLike) -> DDIMScheduler:
         scheduler = DDIMScheduler.from_config(content)
         if scheduler.config.prediction_type != "sample":
             raise ValueError('prediction_type must be "sample": the denoiser gives the clean latent itself')
+        if scheduler.config.clip_sample or scheduler.config.thresholding:
+            raise ValueError("clip_sample and thresholding must be false: latents go beyond -1 and 1")
+        T, abar = scheduler.config.num_train_timesteps, scheduler.alphas_cumprod
+        known = len(abar) == T and torch.isfinite(abar).all() and 0 <= abar.min() and abar.max() <= 1
+        if not known or (abar.diff() >= 0).any():
+            raise ValueError("alphas_cumprod must fall from step to step, within 0 and 1")
+        for steps in (1, T):
+            scheduler.set_timesteps(steps)
+            if not 0 <= scheduler.timesteps.min() <= scheduler.timesteps.max() < T:
+                raise ValueError(f"{steps} reverse steps would leave the {T} of the schedule")
     return scheduler
 
 
@@ -172,6 +183,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except (
         ArithmeticError,
+        AssertionError,
         AttributeError,
         LookupError,
         OSError,
@@ -193,8 +205,8 @@ def _read_json(path: Path, kind: str, private: bool = False) -> dict:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"a config of more than {LARGEST_JSON} bytes")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            content = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise ValueError(f"damaged ({error}); copy or download it again") from None
         if not isinstance(content, dict) or content.get("_class_name") != kind:
             found = content.get("_class_name") if isinstance(content, dict) else type(content).__name__
@@ -223,7 +235,7 @@ def _check_grid(path: Path, grid: object) -> None:
         try:
             spacing, size, (low, high) = grid["spacing"], grid["size"], grid["z_range"]
             step = grid.get("z_spacing") or spacing
-            good = spacing > 0 and step > 0 and size >= 1 and low <= high
+            good = spacing > 0 and step > 0 and size >= 1 and low <= high and bool(Grid.from_dict(grid))
             voxels = size**2 * ((high - low) / step + 1)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             good, voxels = False, 0
