@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
+LONGEST = 600  # characters of a message
+
 
 class ScanError(ValueError):
     """A scan, or a folder of scans or slices, cannot be used."""
@@ -53,10 +55,12 @@ def foreseen(error: Exception) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message, of the system's errors without their number."""
+    """An error's message, of the system's errors without their number; of a very long one its beginning and end."""
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+        text = f"{error.filename}: {error.strerror}"
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 + 5 :]}"
 
 
 def write_log(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from torch import nn
 from madad_lite.autoencoder import decode, downsampling, encode
 from madad_lite.errors import Refused, RunError
 from madad_lite.extensions.intensity_weight import BRIGHT_LESIONS
-from madad_lite.files import new_folder, refuse_foreign, write_json
+from madad_lite.files import new_folder, read_json, refuse_foreign, write_json
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.settings import DetectionSettings
 from madad_lite.weights.folder import find_folder
@@ -63,6 +63,8 @@ def export_onnx(
     if out.exists() and any(out.iterdir()):
         if not (out / SETTINGS).is_file():
             raise RunError(f"{out}: holds something else than an export; choose another folder")
+        kind = {"alphas_cumprod": [float], "grid": {str: None}}
+        read_json(out / SETTINGS, kind, error=RunError, hint="not of an export? choose another folder")
         refuse_foreign(out, EXPORTED, "an export")
         if not force:
             raise RunError(f"{out}: exists already; add --force to replace it")

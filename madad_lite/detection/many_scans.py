@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from madad_lite.detection import record
 from madad_lite.detection.contrast import LIKE, contrast_seen
 from madad_lite.detection.finding import Finding, find_parts
-from madad_lite.errors import Refused, ScanError
+from madad_lite.errors import Refused, ScanError, one_line
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
 from madad_lite.scans.dicom import converter, dicom_to_nifti, holds_dicom
@@ -244,7 +244,7 @@ def detect(
             one(scan)
         except Exception as error:  # whatever is wrong with one scan, the others are still done
             kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-            reason = " ".join(f"{kind}{error}".split())
+            reason = kind + one_line(error)
             failed.append((scan, reason if scan.name in reason else f"{scan}: {reason}"))
             _say(failed[-1][1], sys.stderr)
     failed = sorted(gather_object(failed))

@@ -370,21 +370,17 @@ def load(folder: str | os.PathLike, *, name: str | None = None, **changes) -> Me
     hint = "train the method again, or give a folder of `madad train METHOD`"
     content = read_json(folder / FILE, SCHEMA, error=WeightsError, hint=hint)
     try:
+        Grid.from_dict(content["grid"])
         trained = method_class(content["method"])
         config = configured(trained.Config(), **content["settings"])
-    except Refused as error:
-        raise WeightsError(f"{folder / FILE}: {error}") from None
+    except (LookupError, TypeError, ValueError) as error:  # Refused is a ValueError
+        raise WeightsError(f"{folder / FILE}: {one_line(error)}; {hint}") from None
     kind = trained if name is None else _serving(folder, trained, name)
     networks = {n: read_model(k, folder / n) for n, k in kind.kinds.items()}
-    needs = kind.latent or kind.encoder
-    encoder = read_model(AutoencoderKL, folder / "autoencoder") if needs else None
+    encoder = read_model(AutoencoderKL, folder / "autoencoder") if kind.latent or kind.encoder else None
     about = {k: content[k] for k in ("contrast", "grid", "measured")}
-    try:
-        Grid.from_dict(about["grid"])
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):  # takes no memory, leaves no trace
-            meant = trained(config, autoencoder=encoder, **about).networks
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / FILE}: {one_line(error) or type(error).__name__}; {hint}") from None
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # takes no memory, leaves no trace
+        meant = trained(config, autoencoder=encoder, **about).networks
     for n, network in networks.items():
         found, wanted = ({k: v.shape for k, v in m.state_dict().items()} for m in (network, meant[n]))
         if found != wanted:

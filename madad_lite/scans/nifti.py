@@ -94,9 +94,10 @@ def _check_header(path: Path, image: nib.Nifti1Pair, channel: int | None, max_vo
             "or fit into the free memory; resample it to 1 mm, or raise max_voxels"
         )
     affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise ScanError(f"{path}: its affine has no volume, so that nothing can be placed in space")
     voxel = np.linalg.norm(affine[:3, :3], axis=0)
+    # of a tilted gantry the determinant is 0.8 and more of the product of the voxel's sides
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 0.1 * voxel.prod() > 0:
+        raise ScanError(f"{path}: its affine has no volume, so that nothing can be placed in space")
     sides = voxel * shape[:3]
     if voxel.max() > LARGEST_VOXEL_MM:
         raise ScanError(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from madad_lite.errors import RunError, ScanError
+from madad_lite.errors import RunError, ScanError, one_line
 from madad_lite.files import (
     new_folder,
     nifti_files,
@@ -85,7 +85,7 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
         raise ScanError(f"{scan.image}: {error}") from None
     except Exception as error:  # whatever is wrong with one scan, the others are still done
         kind = "" if isinstance(error, (ScanError, RunError)) else f"{type(error).__name__}: "
-        return str(scan.image), " ".join(f"{kind}{error}".split())
+        return str(scan.image), kind + one_line(error)
     arrays = {"image": prepared.image.astype(np.float16), "brain": prepared.brain.astype(bool)}
     if prepared.lesion is not None:
         arrays["lesion"] = prepared.lesion.astype(bool)

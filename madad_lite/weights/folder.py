@@ -108,11 +108,21 @@ def read_pipeline(kind: type[Pipeline], name: str | os.PathLike, dtype: torch.dt
         "denoiser": read_model(Denoiser, folder / "denoiser", dtype),
         "scheduler": read_scheduler(folder / "scheduler"),
     }
+    check_pair(parts["autoencoder"], parts["denoiser"], folder)
     with _naming(folder / INDEX):
         pipe = kind(**parts, **index)
     pipe = kind(**{**parts, **index, **changes}) if changes else pipe
     pipe.register_to_config(_name_or_path=str(folder))
     return pipe
+
+
+def check_pair(autoencoder: AutoencoderKL, denoiser: Denoiser, where: str | os.PathLike) -> None:
+    """WeightsError: the two do not fit each other."""
+    given, wanted = autoencoder.config.latent_channels, denoiser.config.latent_channels
+    if given != wanted:
+        raise WeightsError(
+            f"{where}: its autoencoder gives {given} latent channels, its denoiser wants {wanted}"
+        )
 
 
 def read_model(kind: type[Model], folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Model:
@@ -127,6 +137,10 @@ def read_model(kind: type[Model], folder: str | os.PathLike, dtype: torch.dtype 
     if isinstance(model, AutoencoderKL):
         with _naming(config):
             folding(model)
+            if model.config.out_channels != model.config.in_channels:
+                raise ValueError(
+                    f"{model.config.in_channels} channels in, and {model.config.out_channels} out"
+                )
             if not model.config.scaling_factor > 0:
                 raise ValueError(f"scaling_factor must be above 0, not {model.config.scaling_factor}")
     wanted = model.state_dict()  # of parameters alone: neither class has buffers that are not saved
