@@ -26,7 +26,7 @@ LARGEST_VOXEL_MM = 15
 FIELD_OF_VIEW_MM = 50, 1000
 SPACES = range(6)  # what a qform's or sform's code may be
 OUTLIER = 1e4  # a voxel of so many times the 99.9th percentile is no measurement; vessels reach 10
-FEWEST_VALUES = 5  # that a scan's brain has; masks and segmentations have fewer
+FEWEST_VALUES = 6  # that a scan has; masks and segmentations have fewer
 
 
 def _check_file(path: Path) -> None:
@@ -170,7 +170,7 @@ def load_volume(
 
 
 def check_intensities(path: Path, data: np.ndarray) -> None:
-    """ScanError for what is no scan: the same value everywhere, or a value so far from all others, as a flipped bit
+    """ScanError for what is no scan: the same value everywhere, a handful of values, or one so far from all others, as a flipped bit
     leaves it, that it was never measured.
     """
     low, high = float(data.min()), float(data.max())
@@ -178,6 +178,8 @@ def check_intensities(path: Path, data: np.ndarray) -> None:
         raise ScanError(f"{path}: all its voxels have the same value")
     step = max(1, round((data.size / 1e6) ** (1 / 3)))  # a million voxels will do
     some = np.abs(data[::step, ::step, ::step])
+    if (n := len(np.unique(some))) < FEWEST_VALUES:
+        raise ScanError(f"{path}: has {n} different values: a mask or a segmentation, not a scan")
     usual = float(np.percentile(some[some > 0], 99.9, method="lower")) if some.any() else 0.0
     if (largest := max(-low, high)) > OUTLIER * usual:
         raise ScanError(

@@ -22,7 +22,7 @@ from madad_lite.scans.brain import (
     whole_brain_ml,
 )
 from madad_lite.scans.grid import Geometry, Grid, PreparedScan
-from madad_lite.scans.nifti import FEWEST_VALUES, check_intensities, load_mask, load_volume, resample
+from madad_lite.scans.nifti import check_intensities, load_mask, load_volume, resample
 from madad_lite.scans.registration import register_to_mni, smoothed, template
 
 ALREADY_THERE = 0.9  # Dice of the brain masks above which a scan counts as lying in MNI space already
@@ -125,10 +125,6 @@ def prepare_volume(
         mask = template_brain(data.shape, affine, to_mni)
         if not mask.any():
             raise ScanError(f"{path}: no brain found in it; give a brain mask")
-    if (n := len(np.unique(data[mask]))) < FEWEST_VALUES:
-        raise ScanError(
-            f"{path}: has {n} different values in its brain: a mask or a segmentation, not a scan"
-        )
     if bias_correction:
         data = without_bias(data, mask, affine)
     # under the 0.5 percentile: a few negative voxels from earlier interpolation do not make a z-scored scan
