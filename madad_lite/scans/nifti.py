@@ -170,8 +170,8 @@ def load_volume(
 
 
 def check_intensities(path: Path, data: np.ndarray) -> None:
-    """ScanError for what is no scan: the same value everywhere, a handful of values, or one so far from all others, as a flipped bit
-    leaves it, that it was never measured.
+    """ScanError for what is no scan: the same value everywhere, a handful of values, or one so far from all others
+    that it was never measured, as a flipped bit leaves it.
     """
     low, high = float(data.min()), float(data.max())
     if low == high:

@@ -124,6 +124,8 @@ def parts(*contents: bytes) -> bytes:
 
 
 WHOLE = whole()
+ONE = np.zeros((20, 24, 20), np.uint8)
+ONE[10, 12, 10] = 1
 LABELS = (volume() > 0).astype(np.uint8) + (volume() > 100).astype(np.uint8)
 FILES = [  # what is wrong, how it is made, what is said
     # what nibabel would set right
@@ -200,7 +202,7 @@ PAIRS = [
 ]
 MASKS = [
     ("of zeros", values(np.zeros((20, 24, 20), np.uint8)), "no brain"),
-    ("of one voxel", with_voxels(1, ((10, 12, 10),)), ""),
+    ("of one voxel", values(ONE), "no brain found"),
     ("of complex numbers", values(volume().astype(np.complex64)), "one real number"),
     ("of two volumes", values(np.stack([volume()] * 2, -1)), "2 volumes"),
     ("a header alone", raw("bad.nii", WHOLE[:352]), "truncated"),
