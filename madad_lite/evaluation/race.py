@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from madad_lite.errors import Refused, ScanError
 from madad_lite.evaluation import metrics
-from madad_lite.evaluation.compare import LabelledSlices, evaluate_methods, load_split
+from madad_lite.evaluation.compare import LabelledSlices, evaluate_methods, load_split, note_differences
 from madad_lite.family.frame import FILE, Method, as_autoencoder, load
 from madad_lite.family.postprocess import Postprocessing
 from madad_lite.family.registry import FAMILY, method_class
@@ -98,6 +98,7 @@ def compare(
     for name in tqdm(methods, desc="methods", disable=not progress):
         options = dict(autoencoder=encoder, settings=settings, progress=progress)
         method = load(folders[name]) if name in folders else trained(name, data, out, **options)
+        note_differences(name, method.contrast, method.grid, data)
         scores[name] = {split: maps_of(method, s, after, seed) for split, s in splits.items()}
     results = evaluate_methods(scores, splits, seed=seed)
     text = metrics.table({name: r["test"] for name, r in results.items()})

@@ -240,6 +240,7 @@ CHANGED = [  # what is there, the command, what is named, what is said
         "NaN",
     ),
     ("slices to test with a NaN", array("image", put_at((1, 5, 5), np.nan), "c"), EVALUATE, "", "finite|NaN"),
+    ("slices of one tissue", lambda f: None, "recolour data --out out", "scans/a", "cannot be told apart"),
     # splits
     *(
         (f"splits {n}", text("splits.json", content), PREPARE, "splits.json", said)
