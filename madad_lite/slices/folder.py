@@ -171,7 +171,7 @@ def prepare_folder(
     """
     source, out, grid = Path(source).resolve(), Path(out), grid or Grid()
     splits = None if splits is None else read_splits(splits)
-    dicom = source.is_dir() and not nifti_files(source) and holds_dicom(source)
+    dicom = source.is_dir() and not nifti_files(source, lambda error: None) and holds_dicom(source)
     if series is not None and not dicom:
         raise ScanError(f"{source}: --series chooses within DICOM folders, and this is none")
     settings = json.loads(
