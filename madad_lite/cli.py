@@ -383,9 +383,11 @@ def _flush() -> None:
     """Now, where an error can still be told; what could not be written is not tried again when Python ends."""
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
+        raise OSError(
+            error.errno, error.strerror, "standard output"
+        ) from None  # of a broken pipe, BrokenPipeError
 
 
 if __name__ == "__main__":

@@ -241,7 +241,13 @@ def test_output_that_cannot_be_written_is_one_line():
     with open(os.devnull) as nowhere:
         process = script("print('x')", stdout=nowhere)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 2 and re.fullmatch("madad try: .+\n", said)
+    assert process.returncode == 2 and re.fullmatch("madad try: standard output: .+\n", said)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed):
+    command = f'"$0" -m madad_lite --version {closed}'
+    assert subprocess.run(["sh", "-c", command, sys.executable], timeout=120).returncode == 0
 
 
 def test_a_name_that_the_terminal_cannot_show_stops_nothing():
