@@ -95,7 +95,7 @@ def test_a_folder_is_replaced_as_a_whole(one_step, tmp_path, monkeypatch):
         (part / "half").touch()
         raise KeyError
     assert names(path) == ["old"] and names(path.parent) == ["model"]
-    with new_folder(path, replace=True) as part:
+    with new_folder(path, replace=True, ours=["old"]) as part:
         (part / "new").touch()
     assert names(path) == ["new"] and names(path.parent) == ["model"]
 
