@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from madad_lite import __version__, cli
+from madad_lite.__main__ import start
 from madad_lite.cli import main
 from madad_lite.errors import ScanError
 
@@ -280,6 +281,14 @@ def test_set_twice_keeps_both():
         ["train", "autoencoder", "--data", "d", "--out", "o", "--set", "a=1", "--set", "b=x"]
     )
     assert cli.settings(args.set) == {"a": 1, "b": "x"}
+
+
+def test_an_interrupt_while_the_command_line_is_loaded(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    assert start() == 130 and capsys.readouterr().err == "madad: interrupted\n"
 
 
 def test_python_m_madad_lite():
