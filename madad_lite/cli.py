@@ -385,9 +385,7 @@ def _flush() -> None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OSError(
-            error.errno, error.strerror, "standard output"
-        ) from None  # of a broken pipe, BrokenPipeError
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 if __name__ == "__main__":
