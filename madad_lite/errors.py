@@ -82,7 +82,8 @@ def write_log(error: BaseException) -> str:
 @contextmanager
 def insisting(seconds: float) -> Iterator[None]:
     """What Ctrl-C raises can be swallowed where Python cannot pass it on (in a destructor or a callback), or by
-    a library. So it is raised again every few seconds until it has left this block.
+    a library. So it is raised again every few seconds until it has left this block, also in place of another error
+    that a library made of it.
     """
     if threading.current_thread() is not threading.main_thread() or (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -106,6 +107,10 @@ def insisting(seconds: float) -> Iterator[None]:
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+    except Exception as error:
+        if again:  # what a library made of it, such as torch.save in the midst of a file
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for timer in again:

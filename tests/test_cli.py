@@ -230,6 +230,14 @@ def test_what_a_line_of_the_package_refuses_is_foreseen_and_its_mistakes_are_not
     )
 
 
+def test_an_interrupt_of_which_a_library_makes_another_error_is_one():
+    process = script(
+        "exec('try: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\\nfinally: raise RuntimeError(7)')"
+    )
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == "madad try: interrupted; what was finished is kept\n"
+
+
 def test_a_reader_that_has_gone_is_no_error():
     read, write = os.pipe()
     os.close(read)
