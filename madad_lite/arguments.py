@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from madad_lite.errors import Refused
+from madad_lite.files import parse_json
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 LAYOUTS = ("auto", "plain", "ixi", "atlas", "brats", "msd", "cohort", "glioma", "ms")
@@ -92,7 +92,7 @@ def settings(pairs: list[str]) -> dict:
         if not sign:
             raise Refused(f"--set wants name=value, not {pair!r}")
         try:
-            found[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+            found[name.strip()] = parse_json(value)
+        except ValueError:
             found[name.strip()] = value
     return found

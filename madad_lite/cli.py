@@ -354,6 +354,12 @@ def main(argv: list[str] | None = None) -> int:
     130 interrupted.
     """
     logging.basicConfig(format="madad: %(message)s")  # warnings and errors, to stderr
+    for name in (
+        "stdout",
+        "stderr",
+    ):  # closed by the caller (>&-): else the next file that is opened takes its place
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be shown stops nothing
     name = "madad"
@@ -385,9 +391,9 @@ def _flush() -> None:
     """Now, where an error can still be told; what could not be written is not tried again when Python ends."""
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 if __name__ == "__main__":

@@ -45,6 +45,16 @@ def detect(args, scans: list[Path], register: bool | str) -> int:
         raise Refused(f"--method writes maps only: leave --{given[0].replace('_', '-')} out")
     if args.score != "image":
         raise Refused("--method has one score: leave --score out")
-    names = ("brain", "channel", "z_range", "z_spacing", "batch_size", "device", "force", "seed")
+    names = (
+        "brain",
+        "channel",
+        "z_range",
+        "z_spacing",
+        "batch_size",
+        "device",
+        "force",
+        "force_contrast",
+        "seed",
+    )
     options = {name: getattr(args, name) for name in names}
     return 1 if detect_by(args.method, scans, args.out, register=register, **options) else 0

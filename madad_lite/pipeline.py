@@ -23,7 +23,7 @@ from madad_lite.scans.grid import Grid, PreparedScan
 from madad_lite.scans.output import MadAdOutput
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.settings import DetectionSettings, check_steps
-from madad_lite.weights.folder import read_model, read_pipeline
+from madad_lite.weights.folder import check_pair, read_model, read_pipeline
 
 
 class MadAdPipeline(DiffusionPipeline):
@@ -205,4 +205,5 @@ def load_parts(autoencoder: str | os.PathLike, denoiser: str | os.PathLike, **se
     settings: of MadAdPipeline. WeightsError: a folder that is missing, damaged or not what it should be.
     """
     parts = read_model(AutoencoderKL, autoencoder), read_model(Denoiser, denoiser)
+    check_pair(*parts, denoiser)
     return MadAdPipeline(*parts, make_scheduler(), **settings)

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from madad_lite import __version__, cli
+from madad_lite.__main__ import start
 from madad_lite.cli import main
 from madad_lite.errors import ScanError
 
@@ -237,6 +238,14 @@ def test_what_a_line_of_the_package_refuses_is_foreseen_and_its_mistakes_are_not
     )
 
 
+def test_an_interrupt_of_which_a_library_makes_another_error_is_one():
+    process = script(
+        "exec('try: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\\nfinally: raise RuntimeError(7)')"
+    )
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == "madad try: interrupted; what was finished is kept\n"
+
+
 def test_a_reader_that_has_gone_is_no_error():
     read, write = os.pipe()
     os.close(read)
@@ -246,10 +255,17 @@ def test_a_reader_that_has_gone_is_no_error():
 
 
 def test_output_that_cannot_be_written_is_one_line():
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # else print itself fails
     with open(os.devnull) as nowhere:
-        process = script("print('x')", stdout=nowhere)
+        process = script("print('x')", stdout=nowhere, env=buffered)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 2 and re.fullmatch("madad try: .+\n", said)
+    assert process.returncode == 2 and re.fullmatch("madad try: standard output: .+\n", said)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed):
+    command = f'"$0" -m madad_lite --version {closed}'
+    assert subprocess.run(["sh", "-c", command, sys.executable], timeout=120).returncode == 0
 
 
 def test_a_name_that_the_terminal_cannot_show_stops_nothing():
@@ -282,6 +298,14 @@ def test_set_twice_keeps_both():
         ["train", "autoencoder", "--data", "d", "--out", "o", "--set", "a=1", "--set", "b=x"]
     )
     assert cli.settings(args.set) == {"a": 1, "b": "x"}
+
+
+def test_an_interrupt_while_the_command_line_is_loaded(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    assert start() == 130 and capsys.readouterr().err == "madad: interrupted\n"
 
 
 def test_python_m_madad_lite():

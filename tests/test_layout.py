@@ -26,9 +26,9 @@ EDGES: dict[str, str] = {
     # what works with it
     "plotting": "masking evaluation.counts",
     "training": "method extensions slices settings pipeline",
-    "family": "method extensions settings slices training pipeline",
+    "family": "method extensions settings scans slices training pipeline",
     "detection": "pipeline extensions plotting scans settings training family",
-    "evaluation": "pipeline slices training family plotting",
+    "evaluation": "pipeline scans slices training family plotting",
     "simulation": "scans slices",
     "onnx_export": "method extensions settings pipeline",
     "authors": "method pipeline scans slices training",

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from madad_lite.detection import record
 from madad_lite.detection.contrast import LIKE, contrast_seen
 from madad_lite.detection.finding import Finding, find_parts
-from madad_lite.errors import Refused, ScanError
+from madad_lite.errors import Refused, ScanError, one_line
 from madad_lite.extensions.memory import give_back
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
@@ -53,14 +53,14 @@ def outputs(
     return {k: Path(out) / f"{stem(scan)}{ENDINGS[k]}" for k in ENDINGS if k in kinds}
 
 
-def scans_in(paths: Sequence[str | Path]) -> list[Path]:
+def scans_in(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """Files as they are given; of a folder all NIfTI files in it, sorted, but for masks and what an earlier
     run wrote. A folder without any that holds DICOM files is one scan, itself. A folder that cannot be read is in
     the list itself, for `detect` to report.
     """
     results = (ENDINGS["anomaly"], ENDINGS["healed"])
     found: list[Path] = []
-    for path in paths:
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
         if not str(path).strip():
             raise Refused("an empty name where a scan or a folder is meant; the current folder is .")
         if not os.path.isdir(path):
@@ -79,7 +79,7 @@ def scans_in(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def detect(
-    scans: Sequence[str | Path],
+    scans: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     weights: str | Path | MadAdPipeline = "t1",
@@ -123,6 +123,7 @@ def detect(
     scan starts from the same seed, so that its map does not depend on the others. Refused when the request
     makes no sense as a whole; then nothing is done.
     """
+    scans = [scans] if isinstance(scans, (str, os.PathLike)) else scans
     state, scans, out = processes(), list(dict.fromkeys(map(Path, scans))), Path(out)
     shown = progress and state.is_main_process
     if len(scans) > 1 and brain is not None and str(brain) not in BRAIN_WORDS and "{name}" not in str(brain):
@@ -151,7 +152,7 @@ def detect(
     elif series is not None:
         raise Refused("--series chooses within a DICOM folder, and none is given")
     masks = {scan: _brain_of(scan, brain) for scan in scans}
-    _check_outputs(scans, masks, out, [*kinds, *(["scan"] if dicom else [])])
+    check_outputs(scans, masks, out, [*kinds, *(["scan"] if dicom else [])])
     with writing(out):
         if out.exists() and not out.is_dir():
             raise Refused(f"{out}: is a file; --out names the folder for the results")
@@ -168,6 +169,7 @@ def detect(
         "z_spacing": z_spacing,
     }
     hashes = [record.hash_of_weights(pipe) for pipe in pipes]
+    healthy = [record.healthy_range(pipe) for pipe in pipes]
     preparing = {"channel": channel, "register": register, "z_range": z_range, "z_spacing": z_spacing}
     named = {stem(scan): scan for scan in reversed(scans)}  # the first of a name has it
 
@@ -235,7 +237,8 @@ def detect(
             "found": None if found is None else found.to_dict(),
         }
         usual = score == "image" and num_inference_steps is None and eta is None
-        _write(output, volumes, files, now, old, found, record.healthy_range(pipe) if usual else None, image)
+        healthy_range = healthy[pipes.index(pipe)] if usual else None
+        _write(output, volumes, files, now, old, found, healthy_range, image)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
     failed: list[tuple[Path, str]] = []
@@ -245,7 +248,7 @@ def detect(
             one(scan)
         except Exception as error:  # whatever is wrong with one scan, the others are still done
             kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-            reason = " ".join(f"{kind}{error}".split())
+            reason = kind + one_line(error)
             failed.append((scan, reason if scan.name in reason else f"{scan}: {reason}"))
             _say(failed[-1][1], sys.stderr)
     failed = sorted(gather_object(failed))
@@ -268,19 +271,26 @@ def _pipelines(weights: str | Path | MadAdPipeline) -> list[MadAdPipeline]:
 
 def _fitting(pipes: list[MadAdPipeline], seen: str | None, scan: Path, force: bool) -> MadAdPipeline:
     """The pipeline for a scan of this contrast. ScanError when there is none."""
-    looks = f"{scan}: its contrast " + (f"looks like {seen.upper()}" if seen else "is not clear")
     if len(pipes) > 1:
+        looks = f"{scan}: its contrast " + (f"looks like {seen.upper()}" if seen else "is not clear")
         if fitting := [p for p in pipes if LIKE.get(p.config.contrast) == seen]:
             return fitting[0]
         known = " and ".join(sorted(p.config.contrast for p in pipes))
         raise ScanError(f"{looks}, and the shipped weights are for {known}; choose weights with --weights")
-    contrast = pipes[0].config.contrast
-    if force or None in (seen, LIKE.get(contrast)) or LIKE[contrast] == seen:
-        return pipes[0]
-    raise ScanError(
-        f"{looks}, and the weights are for {contrast.upper()}; choose others (--weights auto), or use these "
-        "all the same with --force-contrast"
-    )
+    if not force:
+        refuse_another_contrast(
+            scan, seen, pipes[0].config.contrast, "choose others (--weights auto), or use these"
+        )
+    return pipes[0]
+
+
+def refuse_another_contrast(scan: Path, seen: str | None, contrast: str, instead: str) -> None:
+    """ScanError for a scan that surely looks like another contrast than that of the weights."""
+    if None not in (seen, LIKE.get(contrast)) and LIKE[contrast] != seen:
+        raise ScanError(
+            f"{scan}: its contrast looks like {seen.upper()}, and the weights are for {contrast.upper()}; {instead} "
+            "all the same with --force-contrast"
+        )
 
 
 def _brain_of(scan: Path, brain: str | Path | None) -> Path | str | None:
@@ -294,7 +304,7 @@ def _brain_of(scan: Path, brain: str | Path | None) -> Path | str | None:
     return beside if "{name}" in str(brain) and os.path.exists(beside) else path
 
 
-def _check_outputs(scans: list[Path], masks: dict, out: Path, kinds: list[str]) -> None:
+def check_outputs(scans: list[Path], masks: dict, out: Path, kinds: list[str]) -> None:
     """Refused when a result would take the place of anything that is read."""
     inputs = [*scans, *(m for m in masks.values() if isinstance(m, Path))]
     known = {os.path.realpath(path) for path in inputs}
@@ -341,7 +351,8 @@ def _write(
         about += f"{'; the scan looks' if fits else ', but the scan looks'} like {seen.upper()}"
     about += f"; {now['warning']}" if "warning" in now else ""
     name = stem(now["scan"]["file"])
-    earlier = set(old["files"] if old else ())
+    known = outputs(now["scan"]["file"], files["record"].parent, tuple(ENDINGS)).values()
+    earlier = set(old["files"] if old else ()) & {f.name for f in known}  # a record may be another's work
     now["files"] = sorted(f.name for f in files.values())
 
     def report(part: Path) -> None:

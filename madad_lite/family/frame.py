@@ -27,21 +27,22 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DModel
 
 from madad_lite import autoencoder as latents
-from madad_lite.errors import Refused, RunError, WeightsError
+from madad_lite.errors import Refused, RunError, WeightsError, one_line
 from madad_lite.extensions.intensity_weight import BRIGHT_LESIONS
 from madad_lite.family.parts import SIZES
 from madad_lite.family.registry import FAMILY, method_class
 from madad_lite.files import read_json, save_model, write_json
+from madad_lite.scans.grid import Grid
 from madad_lite.slices.augment import AUGMENTATIONS
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.folder import Manifest
-from madad_lite.training.autoencoder import load_autoencoder
+from madad_lite.training.autoencoder import as_autoencoder
 from madad_lite.training.latent_cache import LatentDataset, encode_latents, latents_fingerprint
 from madad_lite.training.loop import Batch, step_generator, train_model
 from madad_lite.training.processes import processes
 from madad_lite.training.run_folder import described, refuse_others, spread
 from madad_lite.training.settings import Between, DenoiserConfig, TrainingConfig, configured
-from madad_lite.weights.folder import find_folder, read_model
+from madad_lite.weights.folder import read_model
 
 FILE = "method.json"
 SCHEMA = {
@@ -359,15 +360,6 @@ class Method:
         return same.to(self.device)
 
 
-def as_autoencoder(given: str | Path | AutoencoderKL | None) -> AutoencoderKL | None:
-    """A loaded one; that of a folder of its training; that of a pipeline, by its folder or shipped name."""
-    if given is None or isinstance(given, AutoencoderKL):
-        return given
-    if (Path(given) / "config.json").is_file():
-        return load_autoencoder(given)
-    return read_model(AutoencoderKL, find_folder(given) / "autoencoder")
-
-
 def load(folder: str | os.PathLike, *, name: str | None = None, **changes) -> Method:
     """A trained method from its folder, for use.
 
@@ -378,15 +370,21 @@ def load(folder: str | os.PathLike, *, name: str | None = None, **changes) -> Me
     hint = "train the method again, or give a folder of `madad train METHOD`"
     content = read_json(folder / FILE, SCHEMA, error=WeightsError, hint=hint)
     try:
+        Grid.from_dict(content["grid"])
         trained = method_class(content["method"])
         config = configured(trained.Config(), **content["settings"])
-    except Refused as error:
-        raise WeightsError(f"{folder / FILE}: {error}") from None
+    except (LookupError, TypeError, ValueError) as error:  # Refused is a ValueError
+        raise WeightsError(f"{folder / FILE}: {one_line(error)}; {hint}") from None
     kind = trained if name is None else _serving(folder, trained, name)
     networks = {n: read_model(k, folder / n) for n, k in kind.kinds.items()}
-    needs = kind.latent or kind.encoder
-    encoder = read_model(AutoencoderKL, folder / "autoencoder") if needs else None
+    encoder = read_model(AutoencoderKL, folder / "autoencoder") if kind.latent or kind.encoder else None
     about = {k: content[k] for k in ("contrast", "grid", "measured")}
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # takes no memory, leaves no trace
+        meant = trained(config, autoencoder=encoder, **about).networks
+    for n, network in networks.items():
+        found, wanted = ({k: v.shape for k, v in m.state_dict().items()} for m in (network, meant[n]))
+        if found != wanted:
+            raise WeightsError(f"{folder / n}: is not the network that {FILE} describes; {hint}")
     return kind(configured(config, **changes), networks, autoencoder=encoder, **about)
 
 

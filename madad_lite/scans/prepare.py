@@ -23,7 +23,7 @@ from madad_lite.scans.brain import (
     whole_brain_ml,
 )
 from madad_lite.scans.grid import Geometry, Grid, PreparedScan
-from madad_lite.scans.nifti import load_mask, load_volume, resample
+from madad_lite.scans.nifti import check_intensities, load_mask, load_volume, resample
 from madad_lite.scans.registration import register_to_mni, smoothed, template
 
 ALREADY_THERE = 0.9  # Dice of the brain masks above which a scan counts as lying in MNI space already
@@ -107,8 +107,7 @@ def prepare_volume(
     path = Path(image)
     scan = load_volume(path, channel, max_voxels=max_voxels)
     data, affine = np.asarray(scan.dataobj), scan.affine
-    if data.min() == data.max():
-        raise ScanError(f"{path}: all its voxels have the same value")
+    check_intensities(path, data)
     lesions = None if lesion is None else load_mask(lesion, path.name, scan, max_voxels=max_voxels)
     mask, source = find_brain(path, scan, brain or "auto", max_voxels=max_voxels)
     if mask is not None and volume_ml(mask, affine) < SMALLEST_PART_ML:

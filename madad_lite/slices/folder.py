@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from madad_lite.errors import ScanError
+from madad_lite.errors import RunError, ScanError, one_line
 from madad_lite.files import (
     new_folder,
     nifti_files,
     read_json,
+    refuse_foreign,
     remove_leftovers,
     safe_name,
     write_json,
@@ -31,8 +32,10 @@ from madad_lite.scans.dicom import convert_people, holds_dicom
 from madad_lite.scans.find import ScanFiles, find_scans, is_simulated
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.prepare import prepare_volume
-from madad_lite.slices.manifest import ENTRY, Manifest, contradiction, write_arrays
+from madad_lite.slices.manifest import ARRAYS, ENTRY, Manifest, contradiction, write_arrays
 from madad_lite.slices.splits import assign_splits, read_splits
+
+SCAN_FILES = ["scan.json", *(f"{name}.npy" for name in ARRAYS)]
 
 
 def _state(scan: ScanFiles) -> list:
@@ -67,8 +70,9 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
     """Prepare one scan into folder/SCAN_ID. Returns (file, reason) if it cannot be used. Runs in a worker
     process.
     """
-    state = _state(scan)
+    state, target = _state(scan), folder / scan.scan_id
     try:
+        refuse_foreign(target, SCAN_FILES, "a prepared scan")
         prepared = prepare_volume(
             scan.image,
             brain=scan.brain,
@@ -80,8 +84,8 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
     except ImportError as error:  # registration is not installed: no scan's fault, and the same for all
         raise ScanError(f"{scan.image}: {error}") from None
     except Exception as error:  # whatever is wrong with one scan, the others are still done
-        kind = "" if isinstance(error, ScanError) else f"{type(error).__name__}: "
-        return str(scan.image), " ".join(f"{kind}{error}".split())
+        kind = "" if isinstance(error, (ScanError, RunError)) else f"{type(error).__name__}: "
+        return str(scan.image), kind + one_line(error)
     arrays = {"image": prepared.image.astype(np.float16), "brain": prepared.brain.astype(bool)}
     if prepared.lesion is not None:
         arrays["lesion"] = prepared.lesion.astype(bool)
@@ -99,7 +103,7 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
         else [int(n) for n in arrays["lesion"].sum(axis=(1, 2))],
     }
     # replaced: damaged, or made from files that have changed since
-    with new_folder(folder / scan.scan_id, replace=True) as part:
+    with new_folder(target, replace=True, ours=SCAN_FILES) as part:
         entry["crc32"] = write_arrays(part, arrays)
         write_json(part / "scan.json", {"entry": entry, "state": state})
     return None
@@ -167,7 +171,7 @@ def prepare_folder(
     """
     source, out, grid = Path(source).resolve(), Path(out), grid or Grid()
     splits = None if splits is None else read_splits(splits)
-    dicom = source.is_dir() and not nifti_files(source) and holds_dicom(source)
+    dicom = source.is_dir() and not nifti_files(source, lambda error: None) and holds_dicom(source)
     if series is not None and not dicom:
         raise ScanError(f"{source}: --series chooses within DICOM folders, and this is none")
     settings = json.loads(

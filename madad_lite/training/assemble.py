@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from madad_lite.errors import RunError
-from madad_lite.files import save_model
-from madad_lite.pipeline import load_parts
+from madad_lite.files import MODEL, read_json, refuse_foreign, save_model
+from madad_lite.pipeline import MadAdPipeline, load_parts
 from madad_lite.slices.folder import Manifest
 from madad_lite.training.settings import RECIPES, configured
 
@@ -35,6 +35,9 @@ def assemble(
     if out.exists() and any(out.iterdir()):
         if not (out / "model_index.json").exists():
             raise RunError(f"{out}: holds something else than a pipeline; choose another folder")
+        kind = {"_class_name": {MadAdPipeline.__name__}}
+        read_json(out / "model_index.json", kind, error=RunError, hint="choose another folder")
+        refuse_foreign(out, MODEL, "a pipeline")
         if not force:
             raise RunError(f"{out}: exists already; add --force to replace it")
     threshold = changes.pop("decision_threshold", None)

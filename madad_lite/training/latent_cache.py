@@ -59,6 +59,8 @@ class LatentDataset(Dataset):
         for name in ARRAYS if stamp["corrupted"] else ARRAYS[:3]:
             path = folder / f"{split}-{name}.npy"
             try:
+                if not path.is_file():  # a pipe would be waited for
+                    raise OSError("no such file")
                 self.arrays[name] = np.load(path, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 raise RunError(f"{path}: damaged ({error}); {advice}") from None
