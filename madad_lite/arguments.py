@@ -63,6 +63,12 @@ DATA = arg("--data", nargs="+", type=path, required=True, help="prepared folders
 WEIGHTS = arg("--weights", type=path, default="t1", help="a shipped name, a folder, or a hub id")
 CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
 REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
+NORMALISE = arg(
+    "--normalise",
+    choices=("median", "tissue"),
+    help="intensities by the brain's median, or with CSF, grey and white matter at fixed places; default: median, for "
+    "detect as the weights were trained",
+)
 RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
 SEED = arg("--seed", type=whole(0, 2**32 - 1), default=0)
 SERIES = arg("--series", help="of a DICOM folder: number or description; default: by the contrast")

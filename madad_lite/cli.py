@@ -21,6 +21,7 @@ from madad_lite.arguments import (
     FORCE,
     INPUT,
     LAYOUTS,
+    NORMALISE,
     OUT,
     RECIPE,
     REGISTER,
@@ -80,6 +81,7 @@ def phantom(args):
     CONTRAST,
     arg("--layout", choices=LAYOUTS, default="auto"),
     REGISTER,
+    NORMALISE,
     arg("--spacing", type=float, default=2.0, help="of the slices, mm"),
     arg("--size", type=int, default=96, help="of the slices, pixels"),
     arg("--splits", type=path, help='JSON file {"train": [subjects], "val": ..., "test": ...}; else random'),
@@ -94,7 +96,7 @@ def prepare(args) -> int:
     from madad_lite.scans.grid import Grid
     from madad_lite.slices.folder import prepare_folder
 
-    options = chosen(args, "contrast layout series seed workers patients_in_train splits")
+    options = chosen(args, "contrast layout series normalise seed workers patients_in_train splits")
     options |= {"grid": Grid(spacing=args.spacing, size=args.size), "register": YES_NO[args.register]}
     if args.png:
         check_png_output(Path(args.png), {args.source, args.out})
@@ -203,6 +205,7 @@ def assemble(args):
     arg("--channel", type=whole(0), help="which volume of a 4-D file"),
     SERIES,
     REGISTER,
+    NORMALISE,
     arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
     arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
     arg("--batch-size", type=whole(1), help="slices at once; default: as many as fit"),
@@ -225,7 +228,9 @@ def detect(args) -> int:
         from madad_lite.cli_family import detect
 
         return detect(args, scans, YES_NO[args.register])
-    options = chosen(args, "weights brain channel series z_range z_spacing batch_size device resume force")
+    options = chosen(
+        args, "weights brain channel series normalise z_range z_spacing batch_size device resume force"
+    )
     options |= chosen(args, "force_contrast mask keep_brain eta score seed")
     options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
     failed = detect(scans, args.out, **options)

@@ -73,6 +73,7 @@ def detect_by(
             raise ScanError(f"{out / others[0]}: a result of weights; choose another --out folder")
         mask = Path(brain) if brain is not None else brain_beside(scan)
         preparing = {"grid": grid, "channel": channel, "register": register}
+        preparing |= {"normalise": method.normalise, "contrast": method.contrast}
         prepared = prepare_volume(str(scan), brain=None if mask is None else str(mask), **preparing)
         x, inside = (torch.from_numpy(np.asarray(a))[:, None] for a in (prepared.image, prepared.brain))
         generator = torch.Generator().manual_seed(seed)
