@@ -199,7 +199,7 @@ def assemble(args):
     arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
     arg("--method", type=folder, help="another trained method of the family: its folder; maps only"),
     arg("--force-contrast", action="store_true", help="also scans that look like another contrast"),
-    arg("--brain", type=path, help="brain mask; of several scans a pattern, such as {name}_mask.nii.gz"),
+    arg("--brain", type=path, help="auto, deepbet, template, or a mask; of several scans {name}_mask.nii.gz"),
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
     arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
     arg("--channel", type=whole(0), help="which volume of a 4-D file"),

@@ -264,10 +264,8 @@ def _pipelines(weights: str | Path | MadAdPipeline) -> list[MadAdPipeline]:
     """The one that is meant, or with "auto" all shipped ones."""
     if isinstance(weights, MadAdPipeline):
         return [weights]
-    name = str(weights)
-    if not os.path.exists(name):  # names of shipped weights in any case
-        name = name.lower() if name.lower() in (*shipped(), "auto") else name
-    return [MadAdPipeline.from_pretrained(n) for n in (shipped() if name == "auto" else [name])]
+    auto = str(weights).lower() == "auto" and not os.path.exists(weights)
+    return [MadAdPipeline.from_pretrained(n) for n in (shipped() if auto else [weights])]
 
 
 def _fitting(pipes: list[MadAdPipeline], seen: str | None, scan: Path, force: bool) -> MadAdPipeline:

@@ -69,7 +69,7 @@ def normalised(scan: PreparedScan, how: str, contrast: str, name: object) -> Pre
     if how == "median":
         return scan
     medians, places = tissue_medians(scan), PLACES[contrast]
-    hint = "use the brain's median, normalise median"
+    hint = "scale by the brain's median (--normalise median)"
     if medians is None:
         raise ScanError(
             f"{name}: holds too little of CSF, grey or white matter to find their intensities; {hint}"
