@@ -15,6 +15,14 @@ YES_NO = {"auto": "auto", "yes": True, "no": False}
 COMMANDS: dict[str, tuple[str, tuple, Callable]] = {}  # name: (what it does, its arguments, what runs)
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says an argument's default where there is one and the text does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        plain = action.default in (None, []) or action.default is False or "default" in action.help
+        return action.help if plain else super()._get_help_string(action)
+
+
 def arg(*names: str, **options) -> tuple[tuple[str, ...], dict]:
     """An argument, in add_argument's words."""
     return names, options

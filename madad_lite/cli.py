@@ -31,6 +31,7 @@ from madad_lite.arguments import (
     SERIES,
     WEIGHTS,
     YES_NO,
+    Help,
     arg,
     changes,
     chosen,
@@ -337,9 +338,8 @@ def parser() -> Parser:
     p = Parser(prog="madad", description="Masked diffusion for unsupervised anomaly detection on brain MRI.")
     p.add_argument("--version", action="version", version=madad_lite.__version__)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    form = argparse.ArgumentDefaultsHelpFormatter
     for name, (text, arguments, run) in COMMANDS.items():
-        c = commands.add_parser(name, help=text, description=text, formatter_class=form)
+        c = commands.add_parser(name, help=text, description=text, formatter_class=Help)
         c.set_defaults(run=run)
         for names, options in arguments:
             c.add_argument(*names, **options)
