@@ -14,8 +14,8 @@ from madad_lite.scans.registration import template
 
 NORMALISATIONS = ("median", "tissue")
 ENOUGH_ML = 1.0  # of each tissue
-# From dark to bright, and where each belongs, the brain's median being 1: the mean over training subjects of IXI, five in
-# T1 (over all 116 CSF is at 0.67), all of them recoloured in FLAIR. There grey and white matter are too alike for two.
+# From dark to bright, and where each belongs, the brain's median being 1: the mean over training subjects of IXI. In T1
+# five (over all 116 CSF is at 0.67). In FLAIR all, recoloured; there grey and white matter are too alike for two.
 PLACES = {
     "t1": {("csf",): 0.70, ("grey",): 1.02, ("white",): 1.29},
     "flair": {("csf",): 0.74, ("grey", "white"): 1.02},
