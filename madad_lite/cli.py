@@ -126,11 +126,14 @@ def recolour(args):
     DATA,
     OUT,
     arg("--autoencoder", type=path, help="for what lives in its latents: folder of the trained autoencoder"),
+    arg("--start", help="weights the denoiser goes on from, and their autoencoder: such as t1, or a folder"),
     RECIPE,
     changes("NAME=VALUE", "settings that differ, such as steps=500 size=XS"),
     arg("--resume", action="store_true", help="go on from the last checkpoint"),
 )
 def train(args):
+    if args.start and (args.stage != "denoiser" or args.autoencoder):
+        raise Refused("--start is for the denoiser, and brings the autoencoder: leave --autoencoder out")
     if args.stage in FAMILY:
         from madad_lite.cli_family import train
 
@@ -144,10 +147,15 @@ def train(args):
         config = configured(recipe.autoencoder, **settings(args.set))
         run = train_autoencoder(args.data, args.out, config, resume=args.resume)
     else:
-        if args.autoencoder is None:
+        config, model, autoencoder = configured(recipe.denoiser, **settings(args.set)), None, args.autoencoder
+        if args.start:
+            from madad_lite.pipeline import MadAdPipeline
+
+            start = MadAdPipeline.from_pretrained(args.start)
+            model, autoencoder = start.denoiser, start.autoencoder
+        elif autoencoder is None:
             raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")
-        config = configured(recipe.denoiser, **settings(args.set))
-        run = train_denoiser(args.data, args.autoencoder, args.out, config, resume=args.resume)
+        run = train_denoiser(args.data, autoencoder, args.out, config, model=model, resume=args.resume)
     print(f"weights: {run / 'best'} and {run / 'last'}")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from madad_lite import __version__, cli
 from madad_lite.arguments import COMMANDS
@@ -105,6 +106,13 @@ def test_simulate_prepare_train_assemble_evaluate(tmp_path, capsys):
     model = str(tmp_path / "model")
     assert main(["assemble", *joined, "--out", model, "--set", "sigma=1.0"]) == 0
     assert main(["assemble", *joined, "--out", model]) == 2  # there already
+    further = ["train", "denoiser", "--out", str(tmp_path / "on"), "--start", model, *brief, "variants=1"]
+    assert main(further) == 0  # goes on from the assembled weights, with their autoencoder
+    weights = [
+        load_file(tmp_path / run / "last" / "diffusion_pytorch_model.safetensors") for run in ("dn", "on")
+    ]
+    assert max((a - weights[1][k]).abs().max() for k, a in weights[0].items()) < 0.02  # two steps away
+    assert main([*further, "--autoencoder", best]) == 2  # two autoencoders
     results = tmp_path / "results.json"
     capsys.readouterr()
     assert (
