@@ -40,7 +40,7 @@ def compare(args, settings: Callable[[list[str]], dict]) -> None:
 
 
 def detect(args, scans: list[Path], register: bool | str) -> int:
-    without = ("resume", "mask", "keep_brain", "series", "steps", "eta")
+    without = ("resume", "mask", "keep_brain", "series", "normalise", "steps", "eta")
     if given := [n for n in without if getattr(args, n) not in (None, False)]:
         raise Refused(f"--method writes maps only: leave --{given[0].replace('_', '-')} out")
     if args.score != "image":

@@ -22,6 +22,7 @@ from madad_lite.scans.given import given, quick_look
 from madad_lite.scans.grid import Grid, PreparedScan
 from madad_lite.scans.output import MadAdOutput
 from madad_lite.scans.prepare import prepare_volume
+from madad_lite.scans.tissues import check_normalisation
 from madad_lite.settings import DetectionSettings, check_steps
 from madad_lite.weights.folder import check_pair, read_model, read_pipeline
 
@@ -41,6 +42,7 @@ class MadAdPipeline(DiffusionPipeline):
         scheduler: DDIMScheduler,
         contrast: str = "t1",
         grid: dict | None = None,  # of the slices that it was trained on, see scans.grid.Grid
+        normalise: str = "median",  # how scans are scaled, those it was trained on and others: see prepare_volume
         decision_threshold: float | None = None,  # of the anomaly map, from validation data
         num_inference_steps: int = DetectionSettings.num_inference_steps,  # from here on see DetectionSettings
         eta: float = DetectionSettings.eta,
@@ -56,12 +58,13 @@ class MadAdPipeline(DiffusionPipeline):
         settings = DetectionSettings.of(locals())
         if contrast not in BRIGHT_LESIONS:
             raise ValueError(f"no such contrast: {contrast!r}; choose one of {', '.join(BRIGHT_LESIONS)}")
+        check_normalisation(normalise, contrast)
         if decision_threshold is not None and not 0 <= decision_threshold <= 1:
             raise ValueError(f"decision_threshold lies between 0 and 1, not {decision_threshold}")
         super().__init__()
         self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
         self.register_to_config(contrast=contrast, grid=grid or Grid().to_dict(), **asdict(settings))
-        self.register_to_config(decision_threshold=decision_threshold)
+        self.register_to_config(normalise=normalise, decision_threshold=decision_threshold)
         self.set_progress_bar_config(desc="healing", unit="slice-step", leave=False)
 
     @classmethod
@@ -83,15 +86,18 @@ class MadAdPipeline(DiffusionPipeline):
         *,
         z_range: Sequence | None = None,
         z_spacing: float | None = None,
+        normalise: str | None = None,
         **options,
     ) -> PreparedScan:
         """The scan's slices on this model's grid (not in the paper).
 
         z_range: (low, high) in MNI mm, z_spacing: mm from slice to slice, for a quick look; None: all slices.
-        options: brain, lesion, channel, register, as of prepare_volume. Returns a PreparedScan of (N, H, W) in
-        [-1, 1]. ScanError: a scan that cannot be used; ValueError, TypeError: arguments that make no sense.
+        normalise: None: as the model was trained. options: brain, lesion, channel, register, as of prepare_volume.
+        Returns a PreparedScan of (N, H, W) in [-1, 1]. ScanError: a scan that cannot be used; ValueError, TypeError:
+        arguments that make no sense.
         """
         grid = quick_look(Grid.from_dict(self.config.grid), z_range, z_spacing)
+        options |= {"normalise": normalise or self.config.normalise, "contrast": self.config.contrast}
         return prepare_volume(scan, grid=grid, **options)
 
     @torch.no_grad()

@@ -49,6 +49,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # `FULL_SETTINGS` is the one switch of this notebook. `False` simulates scans with voxels of 2 mm, which is quick. `True`
 # simulates them with 1 mm, as a T1 scan from a hospital has them. A GPU makes it faster but is not needed.

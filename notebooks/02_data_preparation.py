@@ -51,6 +51,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # `FULL_SETTINGS = True` simulates voxels of 1 mm instead of 2 mm and more subjects, and uses all cores.
 

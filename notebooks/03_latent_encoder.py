@@ -48,6 +48,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # `FULL_SETTINGS` is the one switch of this notebook. `False` trains a small autoencoder, about a minute on two idle CPU cores and several on busy ones.
 # `True` trains the layout that the paper uses (Stable Diffusion's, 83.6 million parameters, 256 x 256 pixels) for three

@@ -50,6 +50,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # From the package we take what surrounds the method: simulated subjects, the encoder, pictures. The names that begin with
 # `package` serve only to compare: the shipped network in section 8, our lines in section 9.

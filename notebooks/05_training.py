@@ -56,6 +56,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # `FULL_SETTINGS` is the one switch of this notebook. `False` trains the *nano* network (2.7 million parameters) twice, each time for about
 # a minute on a CPU. `True` trains the paper's network *L* (258 million) with the paper's loss and masks, for 40 passes

@@ -51,6 +51,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # Nothing is trained here, so a CPU will do. `FULL_SETTINGS = True` measures the knobs of section 7 on twice as many patients and slices,
 # which wants a GPU (in Colab: *Runtime → Change runtime type → T4*). The authors' own setting of the process, 10 steps with $\eta = 0.5$, is the default everywhere.

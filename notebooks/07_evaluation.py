@@ -52,6 +52,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # By default we simulate 12 patients and 4 healthy subjects and look at every fifth slice (10 mm apart). `FULL_SETTINGS = True`
 # takes 36 patients, 12 healthy subjects and every slice, which wants a GPU (in Colab: *Runtime → Change runtime type → T4*).

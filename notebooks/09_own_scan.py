@@ -46,6 +46,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # `SCAN` is the one thing to change: the path of a NIfTI file or of a DICOM folder of yours, or `"upload"` to choose files in Colab
 # (DICOM as one `.zip`). `None` takes the simulated head. `CONTRAST` is the contrast of your scan: there are weights for `"t1"` and `"flair"`.

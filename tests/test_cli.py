@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from madad_lite import __version__, cli
 from madad_lite.__main__ import start
+from madad_lite.arguments import COMMANDS
 from madad_lite.cli import main
 from madad_lite.errors import ScanError
 
@@ -62,6 +63,15 @@ def test_one_bad_scan_does_not_stop_the_others(patient_scan, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "broken.nii.gz" in said and "1 of 2 scans done" in said
     assert len(list(out.glob("*_anomaly.nii.gz"))) == 1 and not list(out.glob("broken*"))
+
+
+def test_help_says_each_default_once(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        said = capsys.readouterr().out
+        assert "(default: None)" not in said and "(default: False)" not in said
+        assert name != "detect" or ("(default: t1)" in said and "default: the model's own" in said)
 
 
 def test_unusable_requests_are_refused_in_one_line(tmp_path, capsys):

@@ -271,3 +271,13 @@ def test_shipped_models_say_how_they_fold():
     for name in shipped():
         content = json.loads((WEIGHTS / name / "autoencoder" / "config.json").read_text())
         assert content["_folding"] == 4 and "_name_or_path" not in content
+
+
+def test_shipped_names_in_any_case(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folder.find_folder("T1") == folder.find_folder("t1") and folder.find_folder(
+        "Flair"
+    ) == folder.find_folder("flair")
+    Path("T1").mkdir()  # the user's own, and no model
+    with pytest.raises(WeightsError, match="T1: neither a shipped model"):
+        folder.find_folder("T1")

@@ -28,6 +28,7 @@ from madad_lite.scans.find import brain_beside, contrast_of, is_mask
 from madad_lite.scans.given import quick_look
 from madad_lite.scans.grid import Grid, PreparedScan
 from madad_lite.scans.nifti import return_to_scan
+from madad_lite.scans.tissues import check_normalisation, normalised
 from madad_lite.settings import DetectionSettings
 from madad_lite.training.processes import processes
 from madad_lite.weights import shipped
@@ -87,6 +88,7 @@ def detect(
     channel: int | None = None,
     series: str | None = None,
     register: bool | str = "auto",
+    normalise: str | None = None,
     z_range: tuple[float, float] | None = None,
     z_spacing: float | None = None,
     num_inference_steps: int | None = None,
@@ -114,7 +116,7 @@ def detect(
         prepare_volume finds it; a mask file; for several scans a pattern with {name}, beside each scan or from
         here: "{name}_mask.nii.gz".
     series: of a DICOM folder, its number or description; None: see scans.dicom.choose.
-    channel, register, z_range, z_spacing: as of MadAdPipeline.prepare; the next five as of its __call__.
+    channel, register, normalise, z_range, z_spacing: as of MadAdPipeline.prepare; the next five as of its __call__.
     force_contrast: also scans that do not look like the weights' contrast.
 
     One bad scan does not stop the others. Returns the scans that failed, each with its reason. Where results
@@ -138,6 +140,7 @@ def detect(
         if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
             raise Refused(f"steps: 1 to {most} reverse steps are possible, not {num_inference_steps}")
         DetectionSettings.of(pipe.config, **({} if eta is None else {"eta": eta}))
+        check_normalisation(normalise or pipe.config.normalise, pipe.config.contrast)
         quick_look(Grid.from_dict(pipe.config.grid), z_range, z_spacing)
     if batch_size is not None and batch_size < 1:
         raise Refused(f"batch_size is 1 or more, not {batch_size}")
@@ -165,12 +168,14 @@ def detect(
         "score": score,
         "channel": channel,
         "register": register,
+        "normalise": normalise,
         "z_range": None if z_range is None else list(z_range),
         "z_spacing": z_spacing,
     }
     hashes = [record.hash_of_weights(pipe) for pipe in pipes]
     healthy = [record.healthy_range(pipe) for pipe in pipes]
     preparing = {"channel": channel, "register": register, "z_range": z_range, "z_spacing": z_spacing}
+    preparing["normalise"] = "median"  # at first: the contrast is seen in it
     named = {stem(scan): scan for scan in reversed(scans)}  # the first of a name has it
 
     def one(scan: Path) -> None:
@@ -209,6 +214,8 @@ def detect(
         pipe = _fitting(pipes, seen, scan, force_contrast)
         if pipe.config.grid != pipes[0].config.grid:
             prepared = pipe.prepare(str(image), **given)
+        now["normalise"] = normalise or pipe.config.normalise
+        prepared = normalised(prepared, now["normalise"], pipe.config.contrast, scan)
         give_back()
         output = pipe(
             prepared,
@@ -263,10 +270,8 @@ def _pipelines(weights: str | Path | MadAdPipeline) -> list[MadAdPipeline]:
     """The one that is meant, or with "auto" all shipped ones."""
     if isinstance(weights, MadAdPipeline):
         return [weights]
-    name = str(weights)
-    if not os.path.exists(name):  # names of shipped weights in any case
-        name = name.lower() if name.lower() in (*shipped(), "auto") else name
-    return [MadAdPipeline.from_pretrained(n) for n in (shipped() if name == "auto" else [name])]
+    auto = str(weights).lower() == "auto" and not os.path.exists(weights)
+    return [MadAdPipeline.from_pretrained(n) for n in (shipped() if auto else [weights])]
 
 
 def _fitting(pipes: list[MadAdPipeline], seen: str | None, scan: Path, force: bool) -> MadAdPipeline:

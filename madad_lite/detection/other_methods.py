@@ -78,6 +78,7 @@ def detect_by(
             raise ScanError(f"{out / others[0]}: a result of weights; choose another --out folder")
         mask = masks[scan]
         preparing = {"grid": grid, "channel": channel, "register": register}
+        preparing |= {"normalise": method.normalise, "contrast": method.contrast}
         prepared = prepare_volume(str(scan), brain=None if mask is None else str(mask), **preparing)
         if not force_contrast:
             instead = "choose another method's folder, or use this one"

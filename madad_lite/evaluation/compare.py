@@ -64,6 +64,7 @@ class Split(Sequence):
     def __init__(self, data: Folders, split: str, *, largest: bool = False):
         manifests = [Manifest.load(d) for d in ([data] if isinstance(data, (str, Path)) else data)]
         self.dataset, grid = SliceDataset(manifests, split, lesion_free=False), manifests[0].grid
+        self.normalise = manifests[0].normalise
         self.spacing = (grid.spacing**2 * grid.step) ** (1 / 3)
         entries = [s for m in manifests for s in m.scans(split)]
         ends = list(accumulate(s["n_slices"] for s in entries))
@@ -209,6 +210,10 @@ def evaluate_weights(
     pipe = weights if isinstance(weights, MadAdPipeline) else MadAdPipeline.from_pretrained(weights)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     splits = {s: Split(data, s) for s in ("val", "test")}
+    if (own := pipe.config.normalise) != (theirs := splits["test"].normalise):
+        raise ValueError(
+            f"{data}: prepared with --normalise {theirs}, and the weights want {own}; prepare it so"
+        )
     name = "the pipeline" if isinstance(weights, MadAdPipeline) else str(weights)
     note_differences(name, pipe.config.contrast, pipe.config.grid, data)
     if not splits["test"].has_lesion():

@@ -72,6 +72,7 @@ def train_and_test(
         denoiser,
         contrast=manifest.contrast,
         grid=manifest.grid.to_dict(),
+        normalise=manifest.normalise,
         **asdict(parts["detection"]),
     )
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")

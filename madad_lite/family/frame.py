@@ -9,7 +9,7 @@ or `stages`, where one network is trained after another) and how slices become a
 
 The folder is complete in itself, and nothing in it is run:
 
-    method.json      name, settings, contrast, grid, what was measured on healthy validation slices; written last
+    method.json      name, settings, what its slices are, what was measured on healthy validation slices; written last
     NAME/            each network in diffusers' layout (safetensors)
     autoencoder/     a copy, for those that live in its latents
     training/        the runs, to resume from; may be deleted. latents/: the cache of those that live in latents
@@ -49,6 +49,7 @@ SCHEMA = {
     "method": str,
     "contrast": set(BRIGHT_LESIONS),
     "grid": {str: None},
+    "normalise?": {"median", "tissue"},
     "settings": {str: None},
     "measured": {str: float},
 }
@@ -99,8 +100,8 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 class Method:
     """A method with its networks. A subclass says what is its own; see the head of this file and CONTRIBUTING.md.
 
-    config: of the class's own `Config`. networks: as of `build`, which makes untrained ones. contrast, grid: of
-    the slices. autoencoder: for those that need one. measured: what `measure` gave.
+    config: of the class's own `Config`. networks: as of `build`, which makes untrained ones. contrast, grid,
+    normalise: of the slices. autoencoder: for those that need one. measured: what `measure` gave.
     """
 
     title: ClassVar[str]
@@ -118,13 +119,15 @@ class Method:
         *,
         contrast: str = "t1",
         grid: dict | None = None,
+        normalise: str = "median",
         autoencoder: AutoencoderKL | None = None,
         measured: dict | None = None,
     ) -> None:
         if (self.latent or self.encoder) and autoencoder is None:
             raise Refused(f"{self.name} needs a trained autoencoder: --autoencoder RUN/best")
         self.config = self.Config() if config is None else config
-        self.contrast, self.grid, self.measured = contrast, grid or {}, measured or {}
+        self.contrast, self.grid = contrast, grid or {}
+        self.normalise, self.measured = normalise, measured or {}
         self.autoencoder = None if autoencoder is None else autoencoder.requires_grad_(False).eval()
         if networks is None:
             torch.manual_seed(self.config.seed)
@@ -273,7 +276,7 @@ class Method:
                 f"{cls.title}: wants settings of its own, {cls.__name__}.Config, not {type(config).__name__}"
             )
         first = Manifest.load(data if isinstance(data, (str, Path)) else data[0])
-        about = dict(contrast=first.contrast, grid=first.grid.to_dict())
+        about = dict(contrast=first.contrast, grid=first.grid.to_dict(), normalise=first.normalise)
         method = cls(config, **about, autoencoder=as_autoencoder(autoencoder))
         if first.grid.size % method.divisor:
             raise Refused(
@@ -342,22 +345,20 @@ class Method:
 
     def save(self, folder: str | Path) -> Path:
         """Write it as a folder; what of it is there already is replaced."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
         for name, network in self.networks.items():
             save_model(network, folder / name)
         if self.autoencoder is not None:
             save_model(self.autoencoder, folder / "autoencoder")
-        about = {"method": self.name, "contrast": self.contrast, "grid": self.grid}
+        about = {"method": self.name} | {k: getattr(self, k) for k in ("contrast", "grid", "normalise")}
         write_json(folder / FILE, about | {"settings": asdict(self.config), "measured": self.measured})
         return folder
 
     def changed(self, **settings) -> Method:
         """The same networks with other settings at test time. Refused: a setting that is not allowed."""
-        about = dict(contrast=self.contrast, grid=self.grid, measured=self.measured)
+        about = {k: getattr(self, k) for k in ("contrast", "grid", "normalise", "measured", "autoencoder")}
         config = configured(self.config, **settings)
-        same = type(self)(config, dict(self.networks.items()), autoencoder=self.autoencoder, **about)
-        return same.to(self.device)
+        return type(self)(config, dict(self.networks.items()), **about).to(self.device)
 
 
 def load(folder: str | os.PathLike, *, name: str | None = None, **changes) -> Method:
@@ -378,7 +379,7 @@ def load(folder: str | os.PathLike, *, name: str | None = None, **changes) -> Me
     kind = trained if name is None else _serving(folder, trained, name)
     networks = {n: read_model(k, folder / n) for n, k in kind.kinds.items()}
     encoder = read_model(AutoencoderKL, folder / "autoencoder") if kind.latent or kind.encoder else None
-    about = {k: content[k] for k in ("contrast", "grid", "measured")}
+    about = {k: content[k] for k in ("contrast", "grid", "normalise", "measured") if k in content}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):  # takes no memory, leaves no trace
         meant = trained(config, autoencoder=encoder, **about).networks
     for n, network in networks.items():

@@ -110,7 +110,7 @@ def deepbet_brain(path: str | os.PathLike, scan: nib.Nifti1Image) -> np.ndarray:
     except ImportError:
         raise ImportError(
             'brain extraction needs deepbet: pip install "madad-lite[prep]"; or use the template\'s brain '
-            '(brain="template") or a mask'
+            '(brain="template", --brain template) or a mask'
         ) from None
     try:
         _, mask, _ = BrainExtraction(no_gpu=True).run(scan)  # a new one each time: it remembers its last scan

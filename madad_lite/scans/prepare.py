@@ -25,6 +25,7 @@ from madad_lite.scans.brain import (
 from madad_lite.scans.grid import Geometry, Grid, PreparedScan
 from madad_lite.scans.nifti import check_intensities, load_mask, load_volume, resample
 from madad_lite.scans.registration import register_to_mni, smoothed, template
+from madad_lite.scans.tissues import check_normalisation, normalised
 
 ALREADY_THERE = 0.9  # Dice of the brain masks above which a scan counts as lying in MNI space already
 REGISTERED = (
@@ -82,6 +83,8 @@ def prepare_volume(
     register: bool | str = "auto",
     min_brain: float = 0.05,
     bias_correction: bool = False,
+    normalise: str = "median",
+    contrast: str = "t1",
     max_voxels: int | None = None,
 ) -> PreparedScan:
     """A scan's slices: stripped, registered to MNI152, normalised, cut.
@@ -94,6 +97,7 @@ def prepare_volume(
     lesion: a mask file, any value above 0.  channel: which volume of a 4-D file.
     min_brain: slices with a smaller share of brain pixels are left out.
     bias_correction: even out slow changes of brightness first (`bias.without_bias`, about two seconds).
+    normalise: "median", or "tissue": CSF, grey and white matter of a `contrast` at fixed places (tissues.PLACES).
     max_voxels: as of `nifti.load_volume`.
     ScanError, one line that names the file, for whatever cannot be used: also where registration makes the
     whole brain smaller than 0.8 or larger than 2.1 litres (2.5 with a mask that was given).
@@ -104,6 +108,7 @@ def prepare_volume(
     """
     if register not in (True, False, "auto"):
         raise ValueError(f'register is True, False or "auto", not {register!r}')
+    check_normalisation(normalise, contrast)
     path = Path(image)
     scan = load_volume(path, channel, max_voxels=max_voxels)
     data, affine = np.asarray(scan.dataobj), scan.affine
@@ -166,4 +171,7 @@ def prepare_volume(
     if lesions is not None:
         lesions = _to_slices(resample(lesions, to_scan, grid.shape) > 0.5)[kept]
     geometry = Geometry(shape, affine, to_mni, grid, tuple(int(k) for k in kept), (offset, median))
-    return PreparedScan(slices[kept], inside[kept], lesions, geometry, source, volume_ml(mask, affine), mask)
+    prepared = PreparedScan(
+        slices[kept], inside[kept], lesions, geometry, source, volume_ml(mask, affine), mask
+    )
+    return normalised(prepared, normalise, contrast, path)

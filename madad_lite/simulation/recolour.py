@@ -61,7 +61,7 @@ def recolour_folder(source: str | Path, out: str | Path, *, seed: int = 0, progr
         raise ScanError(f"{out}: is not empty; choose another folder")
     content = json.loads(json.dumps(manifest.to_dict()))
     content["contrast"] = "flair"
-    content["settings"] |= {"recoloured_from": str(source), "recolour_seed": seed}
+    content["settings"] |= {"recoloured_from": str(source), "recolour_seed": seed, "normalise": "median"}
     content["scans"] = [s | {"contrast": "flair"} for s in content["scans"] if not s["lesion"]]
     with new_folder(out, replace=True) as part:
         for number, scan in enumerate(tqdm(content["scans"], desc="FLAIR from T1", disable=not progress)):

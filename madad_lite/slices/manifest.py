@@ -40,6 +40,7 @@ GEOMETRY = {
     "grid": GRID,
     "slice_index": [COUNT],
     "intensity": [float] * 2,
+    "levels?": [[float], [float]],
 }
 ENTRY = {
     "scan_id": Rule(
@@ -238,6 +239,11 @@ class Manifest:
                     else "run the same `madad prepare` again"
                 )
                 raise ScanError(f"{error}; {again}") from None
+
+    @property
+    def normalise(self) -> str:
+        """How its scans were scaled, see scans.prepare. Folders of earlier versions do not say it."""
+        return self.settings.get("normalise", "median")
 
     @property
     def recoloured(self) -> bool:

@@ -27,9 +27,9 @@ def assemble(
     """Write a pipeline's folder, whole or not at all; returns it.
 
     autoencoder, denoiser: the trainings' `best/` or `last/`. data: the prepared folder that they learnt from:
-    contrast and grid are taken from it. changes: settings of detection that differ from the recipe's, and
-    decision_threshold. half: stored in half precision. force: replace an earlier pipeline. RunError when `out`
-    holds anything else; ValueError for a setting that does not exist.
+    contrast, grid and normalisation are taken from it. changes: settings of detection that differ from the
+    recipe's, and decision_threshold. half: stored in half precision. force: replace an earlier pipeline.
+    RunError when `out` holds anything else; ValueError for a setting that does not exist.
     """
     out, changes = Path(out), dict(changes or {})
     if out.exists() and any(out.iterdir()):
@@ -45,8 +45,8 @@ def assemble(
         raise ValueError(f"decision_threshold={threshold}: the threshold of a map is a number from 0 to 1")
     detection = asdict(configured(RECIPES[recipe].detection, **changes))
     manifest = Manifest.load(data)
-    own = {"contrast": manifest.contrast, "grid": manifest.grid.to_dict(), "decision_threshold": threshold}
-    pipe = load_parts(autoencoder, denoiser, **own, **detection)
+    own = {"contrast": manifest.contrast, "grid": manifest.grid.to_dict(), "normalise": manifest.normalise}
+    pipe = load_parts(autoencoder, denoiser, **own, decision_threshold=threshold, **detection)
     if half:
         pipe.autoencoder.half(), pipe.denoiser.half()
     save_model(pipe, out)

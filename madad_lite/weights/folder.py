@@ -57,16 +57,16 @@ Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
 def find_folder(name: str | os.PathLike, **hub) -> Path:
-    """The folder of a shipped name, of a path, or of a hub id, which is downloaded; a hub id is only what cannot be a
-    folder.
+    """The folder of a shipped name in any case, of a path, or of a hub id, which is downloaded; a hub id is only what
+    cannot be a folder.
 
     hub: HUB_OPTIONS, as of huggingface_hub.snapshot_download.
     WeightsError: there is no such thing.
     """
     text = os.fspath(name)
-    if text in shipped():
-        return WEIGHTS / text
     folder = Path(text)
+    if text in shipped() or (text.lower() in shipped() and not folder.exists()):
+        return WEIGHTS / text.lower()
     if (folder / INDEX).is_file():
         return folder
     if folder.exists() or not HUB_ID.fullmatch(text) or folder.parent.exists():
