@@ -84,6 +84,7 @@ from IPython.display import Markdown, display
 from sklearn.metrics import roc_auc_score
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
 from madad_lite import plotting
 from madad_lite.denoiser import SIZES, Denoiser
@@ -145,6 +146,7 @@ plotting.method()
 # interruption: what is done is found and not done again. (IXI's scans are whole heads; `prepare_folder` takes the brain out of them.)
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 DATA = WORK / "prepared"
 scans = WORK / "cohort" if SCANS == "cohort" else RUNS / "ixi-t1" if SCANS == "ixi" else Path(SCANS)
 if SCANS == "ixi":
@@ -153,16 +155,16 @@ if SCANS == "ixi":
     pass
 if SCANS == "cohort" and not (scans / "participants.tsv").exists():
     count = 24 if FULL_SETTINGS else 6
-    write_cohort(scans, normal=count, patients=0, seed=21, force=True, progress=False)
-manifest = prepare_folder(scans, DATA, contrast="t1", progress=False)
+    write_cohort(scans, normal=count, patients=0, seed=21, force=True)
+manifest = prepare_folder(scans, DATA, contrast="t1")
 assert {scan["group"] for scan in manifest.scans()} == {"normal"}
 train_slices, val_slices = SliceDataset(DATA, "train"), SliceDataset(DATA, "val", lesion_free=True)
 assert not set(train_slices.subjects) & set(
     val_slices.subjects
 )  # divided by subject, never by slice
-plotting.slice_grid(
-    torch.stack([train_slices[i]["image"] for i in range(5, len(train_slices), 40)])
-)
+shown = range(20, len(train_slices), 40)
+titles = [f"slice {i + 1} of {len(train_slices)}" for i in shown]
+plotting.slice_grid(torch.stack([train_slices[i]["image"] for i in shown]), titles)
 
 # %% [markdown]
 # The diffusion network never sees these pixels. Each slice is encoded **once**, and what is stored is the encoder's
@@ -191,23 +193,23 @@ assert (
 # %% [markdown]
 # ## 3. The patch mask $M$
 #
-# $M$ says which latent cells will be noised: **1 = noised**, 0 = left alone (the paper's polarity; the authors' code
-# stores the opposite). Which cells may be noised at all? Only those that lie on brain. Noise on the empty background would be
+# $M$ says which latent cells will be noised: **1 = noised**, 0 = left alone, as in the paper's equations. (The authors' code
+# stores the opposite, and one caption of the paper reads like it; notebook 08 shows both.) Which cells may be noised at all? Only those that lie on brain. Noise on the empty background would be
 # too easy to find, and background never needs healing.
 #
 # For each batch, the sides of the patch are drawn, independently in $y$ and $x$, from $\{1, 2, 4, 8\}$ cells with
 # probabilities $.2, .3, .3, .2$. For each sample, the share of noised patches is drawn from $U[0, 0.4]$. So the network
 # meets everything from a single cell to large blocks, and sometimes nothing at all. That last case matters: it must also
-# learn to say "all is well".
+# learn to say "all is well". (The titles below give the share of the *brain's* cells; it can exceed 40 %, because the ratio counts patches of
+# the whole latent, and the mask is cut to the brain afterwards.)
 
 # %%
 item = val_slices[len(val_slices) // 2]
 x0, brain = item["image"][None], item["brain"][None]  # (1, 1, H, W)
 size = tuple(val[0]["mean"].shape[1:])  # (h, w)
 cells = brain_cells(brain, size, config.brain_fraction, config.brain_block)  # (1, 1, h, w) bool
-print(
-    f"{size[0]} x {size[1]} cells; a cell counts as brain from {config.brain_fraction:.0%} brain pixels on"
-)
+print(f"{size[0]} x {size[1]} cells;", end=" ")
+print(f"a cell counts as brain from {config.brain_fraction:.0%} brain pixels on")
 
 generator = torch.Generator().manual_seed(0)
 masks = torch.cat([random_patch_mask(1, size, brain=cells, generator=generator) for _ in range(12)])
@@ -454,9 +456,8 @@ with live_curves(NOISE):
 # NBVAL_IGNORE_OUTPUT
 validated = [line for line in plotting.read_log(NOISE) if "val_mask" in line]
 for line in (validated[0], validated[-1]):
-    print(
-        f"step {line['step']}: latent loss {line['val_latent']:.3f}, mask loss {line['val_mask']:.3f}"
-    )
+    print(f"step {line['step']}: latent loss {line['val_latent']:.3f},", end=" ")
+    print(f"mask loss {line['val_mask']:.3f}")
 assert validated[-1]["val_latent"] < validated[0]["val_latent"]
 assert validated[-1]["val_mask"] < validated[0]["val_mask"]
 
@@ -607,9 +608,10 @@ plotting.mask_examples(torch.cat([nothing, M, found, nothing]), images=pictures,
 # stroke of 20 mL, dark and sharp, the easiest lesion there is, and add no noise at all. Every eighth slice is enough for a first look.
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 parts, who, SICK = [], [], WORK / "patients"
 SICK.mkdir(exist_ok=True)
-for seed in range(9101, 9109):
+for seed in tqdm(range(9101, 9109), desc="patients"):
     sick = simulate_subject(seed, lesion="stroke", volume_ml=20)
     images = {"t1": sick.images["t1"], "brain": sick.brain, "lesion": sick.lesion}
     files = {part: SICK / f"{seed}_{part}.nii.gz" for part in images}
@@ -637,7 +639,7 @@ other_cells = brain_cells(b_sick, size, 0.5) & (F.max_pool2d(l_sick.float(), f) 
 def meets_patients(denoiser):
     """What a network makes of the patients; all but the network is that of the shipped model."""
     own = MadAdPipeline(pipe.autoencoder, denoiser, pipe.scheduler, **OWN)
-    out = own(x_sick, brain=b_sick, generator=torch.Generator().manual_seed(0), progress=False)
+    out = own(x_sick, brain=b_sick, generator=torch.Generator().manual_seed(0))
     dice = metrics.pooled_max_dice(out.anomaly_map, l_sick, b_sick)[0]
     low, high = metrics.bootstrap_interval(
         "pooled_max_dice", out.anomaly_map, l_sick, who, brain=b_sick
@@ -728,7 +730,9 @@ plain, inside = (torch.stack([item[key] for item in items]) for key in ("image",
 foreign = corrupt(plain, inside, torch.Generator().manual_seed(4))
 changed = (foreign - plain).abs() > 0.1
 assert torch.equal(foreign[~inside], plain[~inside]) and changed.any()
-plotting.slice_grid(torch.cat([plain, foreign]), columns=6, truth=torch.cat([changed * 0, changed]))
+titles = ["as it is"] * len(plain) + ["foreign tissue"] * len(plain)
+outlines = torch.cat([changed * 0, changed])
+plotting.slice_grid(torch.cat([plain, foreign]), titles, columns=6, truth=outlines)
 
 # %% [markdown]
 # The cells that such a region covers count as noised: $M = 1$, and the network has to say so and to guess what was there before. One more thing changes, as for the shipped weights: three samples in ten are drawn at $t = T - 1$, pure noise (`last_step_share`). The rest stays as it was, the number of steps too.
@@ -755,7 +759,7 @@ print(
 assert ratio["shipped"] > ratio["noise alone"]
 
 # %% [markdown]
-# The three networks on one slice, the one with the largest lesion. Cyan is the true lesion.
+# The three networks on one slice, the one with the largest lesion. Cyan is the true lesion. First what each takes for noise in the first step, $\hat M$:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -763,10 +767,15 @@ k = int(l_sick.flatten(1).sum(1).argmax())
 order = ("noise alone", "with regions", "shipped")
 answers_9 = torch.cat([outs[name].mask_probability[0, [k]] for name in order])  # (3, 1, h, w)
 seen = F.interpolate(answers_9, x_sick.shape[-2:])  # M-hat of the first step, enlarged to pixels
-maps = torch.cat([outs[name].anomaly_map[[k]] for name in order])
-titles = [f"first M-hat: {name}" for name in order] + [f"anomaly map: {name}" for name in order]
-shown = dict(overlay=torch.cat([seen, maps]), truth=l_sick[[k] * 6])
-plotting.slice_grid(x_sick[[k] * 6], titles, 3, **shown)
+three = dict(images=x_sick[[k] * 3], titles=order, columns=3, truth=l_sick[[k] * 3])
+plotting.slice_grid(**three, overlay=seen, label="probability of noise")
+
+# %% [markdown]
+# And the anomaly maps that come of it:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+plotting.slice_grid(**three, overlay=torch.cat([outs[name].anomaly_map[[k]] for name in order]))
 
 # %% [markdown]
 # The first two lines differ in what was put into the training slices, and in how often the last noise level was drawn; the subjects, the network and the number of steps are the same. Look first at the last line, how many times as much a network doubts the lesion as the rest: that is what no threshold can make up for, and two hundred steps move it little. Then at the Dice coefficients and at
@@ -892,14 +901,11 @@ Markdown(recipe_table())
 #
 # ## Exercises
 #
-# Predict before you run, write code, investigate. Each has a cell for your answer and a cell that checks it; untouched, the check says "not done yet". Executed solutions are in [solutions/05_training.py](solutions/05_training.py).
+# Three kinds: *predict* before you run, write *code*, *investigate*. Replace `None` or the line with `NotImplementedError` by your answer. A check says
+# "not done yet" until then, and tells what is wrong with a wrong answer. Solutions: [solutions/05_training](solutions/05_training.ipynb).
 
 # %%
-try:
-    import checks
-except ImportError:  # Colab opens a notebook alone
-    # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
-    import checks
+import checks  # the file beside this notebook
 
 # %% [markdown]
 # ### Exercise 1 (predict): how much work is lost?
@@ -919,14 +925,14 @@ checks.run(checks.check_05_steps_in_total, steps_in_total)
 #
 # </details>
 #
-# ### Exercise 2 (write): the masked forward process
+# ### Exercise 2 (code): the masked forward process
 #
 # `abar_t` is $\bar\alpha_t$ of each sample. Only cells with $M = 1$ are noised.
 
 
 # %%
 def my_forward(z0, eps, M, abar_t):
-    """z0, eps: (N, C, h, w). M: (N, 1, h, w), 1 = noised. abar_t: (N,). Returns z_t (N, C, h, w)."""
+    """z0, eps: (N, C, h, w). M: (N, 1, h, w), 1 = noised. abar_t: (N,). Returns z_t."""
     raise NotImplementedError  # your lines
 
 
@@ -934,7 +940,7 @@ def my_forward(z0, eps, M, abar_t):
 checks.run(checks.check_05_forward, my_forward)
 
 # %% [markdown]
-# *What you should see when you draw it:* section 4's row of pictures, with patches that dissolve and a rest that does not move.
+# *What you should see*: decoded and drawn for growing $t$, section 4's row of pictures, with patches that dissolve and a rest that does not move.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -947,7 +953,7 @@ checks.run(checks.check_05_forward, my_forward)
 #
 # </details>
 #
-# ### Exercise 3 (write): teach it to doubt a region
+# ### Exercise 3 (code): teach it to doubt a region
 #
 # The heart of section 12. `foreign` is the latent of the slice with foreign tissue, `changed` says in which cells. Put the region into `z_t`, and mark it.
 
@@ -962,6 +968,8 @@ def with_region(z_t, M, foreign, changed):
 checks.run(checks.check_05_with_region, with_region)
 
 # %% [markdown]
+# *What you should see*: the new mask covers the patches *and* the region; where both are, it is 1 and not 2. Outside the region `z_t` is the same to the last bit.
+#
 # <details><summary>Hint 1</summary>
 #
 # `torch.where(changed, a, b)` takes `a` where a cell changed. A mask with one channel applies to all $C$.

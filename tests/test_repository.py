@@ -205,6 +205,17 @@ def test_notebook_agrees_with_its_source(name):
     assert python_of(path) == comparable(source), f"{name}: edit the .py, then make notebooks ONLY={name}"
 
 
+def test_code_beside_text_is_narrow():
+    """GitHub and Colab cut lines off at about 100 columns; the line that installs the package is longer."""
+    long = [
+        f"{path.name}, line {number}: {len(line)} columns"
+        for path in [*FOLDER.glob("*.py"), *FOLDER.glob("solutions/*.py")]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100 and not line.startswith("#") and "%pip install" not in line
+    ]
+    assert not long, long
+
+
 @pytest.mark.parametrize("name", LESSONS)
 def test_notebook_sets_itself_up_in_colab(name):
     path = ROOT / "notebooks" / f"{name}.py"
