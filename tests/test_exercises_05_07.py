@@ -16,6 +16,8 @@ NOTEBOOKS = ROOT / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
 import checks  # noqa: E402
 
+from madad_lite.evaluation.compare import load_split  # noqa: E402
+
 LESSONS = ("05_training", "06_mask_visualization", "07_evaluation")
 CHECKS = {name for name in vars(checks) if re.match(r"check_0[567]_", name)}
 ROWS = [{"m_hat_lesion": 0.5, "m_hat_healthy": 0.5}, {"m_hat_lesion": 0.4, "m_hat_healthy": 0.1}]
@@ -112,6 +114,26 @@ def test_the_capstone_is_won_only_when_the_whole_interval_is_above_the_other(cap
     for yours, other in ((noise, good), (good, good), (good[:3], noise)):
         with pytest.raises(AssertionError):
             checks.check_07_capstone(yours, other, test)
+
+
+def test_the_capstone_s_opponent_can_be_trained_as_the_lesson_says(prepared_cohort, tmp_path, capsys):
+    text = (NOTEBOOKS / "07_evaluation.py").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^# ```python\n(.*?)^# ```\n", text, re.MULTILINE | re.DOTALL)
+    code = "\n".join(line[2:] for line in block.splitlines())
+    smaller = {
+        '"runs/05_200_steps/prepared"': f'"{prepared_cohort}"',
+        '"runs/dae"': f'"{tmp_path / "dae"}"',
+        "steps=600, batch_size=16": "steps=2, batch_size=2",
+    }
+    for stands, instead in smaller.items():
+        assert stands in code
+        code = code.replace(stands, instead)
+    slices = load_split(prepared_cohort, "test")
+    space = {"test": slices}
+    exec(code, space)
+    assert space["dae_maps"].shape == slices.image.shape and space["dae_maps"].max() <= 1
+    checks.run(checks.check_07_capstone, slices.lesion.float(), space["dae_maps"], slices)
+    assert "Exercise 07_capstone: right" in capsys.readouterr().out
 
 
 def test_every_check_is_tested_and_used():
