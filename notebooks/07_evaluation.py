@@ -564,6 +564,8 @@ plotting.slice_grid(test.image[worst], titles, 6, overlay=out_test.anomaly_map[w
 #
 #     madad evaluate --data data/prepared --weights t1 --out results.json
 #
+# **Next:** [08_paper_and_code](08_paper_and_code.ipynb) lays the paper and its authors' code beside each other.
+#
 # ## Exercises
 #
 # Three kinds: *predict* before you run, write *code*, *investigate*. Replace `None` or the line with `NotImplementedError` by your answer. A check says

@@ -313,6 +313,20 @@ def test_run_notebooks_stores_what_ran_and_only_that(tmp_path, monkeypatch, caps
     assert runner.main(["zz"]) == 2
 
 
+def test_run_notebooks_stores_a_print_in_one_piece():
+    """A busy machine sends it in several."""
+    new = nbformat.v4.new_output
+    pieces = [
+        new("stream", name="stdout", text="a"),
+        new("stream", name="stdout", text="b\n"),
+        new("stream", name="stderr", text="c\n"),
+        new("display_data", data={"text/plain": "d"}),
+        new("stream", name="stdout", text="e\n"),
+    ]
+    joined = script("run_notebooks")._joined(pieces)
+    assert [o.get("text") for o in joined] == ["ab\n", "c\n", None, "e\n"]
+
+
 # ---------------------------------------------------------------- requirements and packaging
 
 
