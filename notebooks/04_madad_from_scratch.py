@@ -648,9 +648,9 @@ plotting.slice_grid(
 # replaced more than a third of the *healthy* cells. After a minute it doubts a great deal, and a stroke is among what it doubts. The map
 # forgives it, because what it puts in place of healthy tissue resembles it.
 #
-# What if it were trained longer? It would get better at telling Gaussian noise from tissue, and a stroke is not Gaussian noise. With noise
-# alone, the shipped weights' card says, the Dice coefficient on validation patients *fell* as training went on. So those weights have also seen lesion-like
-# regions in training, as notebook 05 explains, section 12.
+# What if it were trained longer? It would get better at telling Gaussian noise from tissue, and a stroke is not Gaussian noise. Notebook 05, section 11,
+# shows what comes of that: with noise alone the Dice coefficient first rises, and then *falls* as training goes on. So the shipped weights have also seen lesion-like
+# regions in training (section 12 there).
 #
 # ## 9. Number for number
 #

@@ -315,8 +315,8 @@ assert FULL_SETTINGS or 2 < millions < 4
 #    + \lambda\ \underbrace{\mathrm{BCE}(\hat M, M)}_{\text{mask loss}}, \qquad
 #    \mathrm{BCE} = -M \ln \hat M - (1 - M) \ln (1 - \hat M), $$
 #
-# each averaged over cells (and channels). The weight $\lambda$ is 1 in the paper and 0.1 here, because the mask is learnt long before the latent: with a smaller
-# share of the loss it leaves more of the training to the harder task. Note that the latent loss also covers the cells that were *not* noised: there the
+# each averaged over cells (and channels). The weight $\lambda$ is 1 in the paper and 0.1 here: in a training of thousands of steps the mask is learnt long before the latent, and with a smaller
+# share of the loss it leaves more of the training to the harder task. (In the first hundred steps it is the other way round, as you will see.) Note that the latent loss also covers the cells that were *not* noised: there the
 # network has to hand back what it got.
 
 # %%
@@ -668,7 +668,7 @@ assert numbers["noise alone"]["dice"] < numbers["shipped"]["dice"]
 # Read the lines slowly. Your network is not *blind* to the stroke. But it is not sure of it either, and it doubts much that is healthy: look at the share of healthy cells that it replaced. That it gets any Dice at all it owes to the latent head, which puts
 # plausible tissue into the healthy cells that were replaced without need, so that little changes there.
 #
-# So train longer? First see where the training is heading. The next table is a network of the same size, trained on the same subjects with noise alone and a constant learning rate (so its last row is not quite yours), looked at after 50, 100 and 200 steps. The rows were computed by
+# So train longer? The next table is a network of the same size, trained on the same subjects with noise alone (batches of 16 slices and a constant learning rate, so its row of 200 steps is not quite yours), looked at again and again. The rows were computed by
 # `python benchmarks/noise_alone.py`, on eight simulated strokes of 20 mL. The columns: the Dice coefficient with its interval, replaced above the authors' threshold of one half; $\hat M$ in the first step; the share of the cells that were ever replaced.
 
 # %%
@@ -677,6 +677,8 @@ training,step,dice,dice_low,dice_high,m_hat_lesion,m_hat_healthy,replaced_lesion
 noise,50,0.0387,0.0253,0.0738,0.5017,0.5311,0.7131,0.846
 noise,100,0.2676,0.1901,0.3429,0.4389,0.3323,0.4713,0.0925
 noise,200,0.4175,0.2643,0.5646,0.3523,0.1249,0.4795,0.0143
+noise,400,0.297,0.212,0.3788,0.1744,0.0406,0.2172,0.0208
+noise,800,0.2679,0.2097,0.3349,0.0287,0.007,0.0164,0.0024
 shipped,9000,0.6414,0.543,0.7418,0.5145,0.0095,0.5861,0.0023
 """
 rows = list(csv.DictReader(LONGER.strip().splitlines()))
@@ -710,13 +712,18 @@ for ax in axes:
     ax.minorticks_off()
     ax.legend(frameon=False, fontsize=8)
 plt.close(fig)
-assert alone[-1]["m_hat_lesion"] < alone[0]["m_hat_lesion"]
+best = max(alone, key=lambda row: row["dice"])
+print(f"Dice {best['dice']:.2f} after {best['step']:.0f} steps,", end=" ")
+print(f"{alone[-1]['dice']:.2f} after {alone[-1]['step']:.0f}")
+assert alone[-1]["m_hat_lesion"] < alone[0]["m_hat_lesion"] and alone[-1]["dice"] < best["dice"]
 fig
 
 # %% [markdown]
-# Left: the longer it is trained, the less it doubts, and that includes the stroke. Right: the Dice coefficient rises all the same over these steps, because the healthy cells stop being replaced sooner than the stroke does. That does not go on. Two hundred steps are
-# little. The two curves on the left still move apart here, but both head for zero: a network that knows Gaussian noise perfectly answers "not noised" for everything that is not Gaussian noise, a stroke too. Of a training of thousands of steps with noise alone the shipped weights' [card](../madad_lite/weights/t1/README.md) reports that the Dice coefficient
-# *fell* as it went on. To see it, give the command above more steps: `--steps 400 800 1600 3200` takes about an hour on a free core (estimated).
+# Left: the longer it is trained, the less it doubts, and that includes the stroke: there $\hat M$ falls from 0.50 after 50 steps to 0.03 after 800. Right: the Dice coefficient rises at first, because the healthy cells stop being replaced sooner than the stroke does. Then it turns and **falls**: 0.42 after 200 steps,
+# 0.30 after 400, 0.27 after 800. All the while the network gets *better* at what it is trained for; its error on noised cells of a validation subject falls from 0.44 to 0.18 (`val_masked` in [the whole table](../benchmarks/noise_alone.csv)). There is no contradiction. A network that knows Gaussian noise perfectly answers "not noised" for everything that is not Gaussian
+# noise, a stroke too: after 800 steps it replaces 2 % of the stroke's cells. (That cannot explain a Dice of 0.27. What is left of it comes from fine detail that the decoder loses, in lesions as elsewhere, not from healing.)
+#
+# Nor does another threshold help. Replaced above 0.2 and weighted, as the shipped model does it, the Dice falls as well: 0.46, 0.40, 0.18 after 200, 400 and 800 steps. Eight patients are few and the intervals wide, but the shipped weights' [card](../madad_lite/weights/t1/README.md) reports the same fall of a training on real scans.
 #
 # ## 12. Teach it to doubt something else
 #
