@@ -1,8 +1,8 @@
 """What longer training does to one small network, taught with noise alone and with lesion-like regions beside it.
 
-    python benchmarks/noise_alone.py --work work/noise_alone --steps 50 100 200   # ten minutes on a free core
-    python benchmarks/noise_alone.py --work work/noise_alone --steps 400 800      # goes on from there
-    python benchmarks/noise_alone.py --only regions                               # the other training
+    python benchmarks/noise_alone.py --work work/noise_alone        # half a second a step: 20 minutes on a free core
+    python benchmarks/noise_alone.py --only noise --steps 3200      # goes on from there
+    python benchmarks/noise_alone.py --only regions                 # the other training
 
 Everything is simulated: the normal subjects of notebook 05 to train on, eight strokes of 20 mL to look at. At each of
 STEPS the averaged weights heal the patients' slices (every fifth) in the two ways of WAYS; what they find goes to
@@ -34,7 +34,7 @@ from madad_lite.training.latent_cache import LatentDataset, encode_latents
 from madad_lite.training.loop import learning_rate_factor, step_generator
 from madad_lite.training.settings import RECIPES, configured
 
-STEPS = (50, 100, 200)
+STEPS = (50, 100, 200, 400, 800, 1600)
 SAVE_EVERY = 50  # steps
 PATIENTS, VOLUME_ML, EVERY, BATCH = range(9101, 9109), 20, 5, 16
 TRAININGS = {"noise": dict(corruption_share=0.0, last_step_share=0.0), "regions": {}}
