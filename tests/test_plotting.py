@@ -102,14 +102,15 @@ def test_slice_grid_shows_each_slice_once_in_order(out):
 
 
 def test_slice_grid_draws_the_map_and_the_lesion_over_the_scan(out, truth):
-    fig = plotting.slice_grid(out.image, overlay=out.anomaly_map, truth=truth, vmax=0.7)
+    fig = plotting.slice_grid(out.image, overlay=out.anomaly_map, truth=truth, vmax=0.7, label="doubt")
     for i in range(N):
         scan, score = pictures(fig.axes[i])
         np.testing.assert_array_equal(scan, out.image[i, 0])
         np.testing.assert_array_equal(score, out.anomaly_map[i, 0])
         assert len(contours(fig.axes[i])) == int(truth[i].any())
     assert fig.axes[0].get_images()[1].get_clim() == (0, 0.7)
-    assert "anomaly score" in words(fig)
+    assert "doubt" in words(fig)
+    assert "anomaly score" in words(plotting.slice_grid(out.image, overlay=out.anomaly_map))
 
 
 def test_slice_grid_refuses_wrong_titles_and_shapes(out):

@@ -45,11 +45,19 @@ def slice_names(out) -> list[str]:
     return [f"z = {z0 + step * k:+.0f} mm" for k in geometry.slice_index]
 
 
-def slice_grid(images, titles=None, columns: int = 8, overlay=None, truth=None, vmax: float = 1.0):
+def slice_grid(
+    images,
+    titles=None,
+    columns: int = 8,
+    overlay=None,
+    truth=None,
+    vmax: float = 1.0,
+    label: str = "anomaly score",
+):
     """Many slices side by side.
 
     images: (N, H, W) or (N, 1, H, W) in [-1, 1]. titles: N strings. overlay: scores of the same shape in [0,
-    vmax], drawn on top. truth: masks of the same shape, outlined in cyan.
+    vmax], drawn on top; label: what its colour bar says. truth: masks of the same shape, outlined in cyan.
     """
     images = stack(images)
     n = len(images)
@@ -75,7 +83,7 @@ def slice_grid(images, titles=None, columns: int = 8, overlay=None, truth=None, 
         if truth is not None:
             contour(ax, truth[i])
     if overlay is not None:
-        colour_bar(fig, mappable, axes[0, -1], "anomaly score")
+        colour_bar(fig, mappable, axes[0, -1], label)
     return fig
 
 
