@@ -132,31 +132,9 @@ def recolour(args):
     arg("--resume", action="store_true", help="go on from the last checkpoint"),
 )
 def train(args):
-    if args.start and (args.stage != "denoiser" or args.autoencoder):
-        raise Refused("--start is for the denoiser, and brings the autoencoder: leave --autoencoder out")
-    if args.stage in FAMILY:
-        from madad_lite.cli_family import train
+    from madad_lite.cli_family import train
 
-        return train(args, settings(args.set))
-    from madad_lite.training.autoencoder import train_autoencoder
-    from madad_lite.training.denoiser import train_denoiser
-    from madad_lite.training.settings import RECIPES, configured
-
-    recipe = RECIPES[args.recipe]
-    if args.stage == "autoencoder":
-        config = configured(recipe.autoencoder, **settings(args.set))
-        run = train_autoencoder(args.data, args.out, config, resume=args.resume)
-    else:
-        config, model, autoencoder = configured(recipe.denoiser, **settings(args.set)), None, args.autoencoder
-        if args.start:
-            from madad_lite.pipeline import MadAdPipeline
-
-            start = MadAdPipeline.from_pretrained(args.start)
-            model, autoencoder = start.denoiser, start.autoencoder
-        elif autoencoder is None:
-            raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")
-        run = train_denoiser(args.data, autoencoder, args.out, config, model=model, resume=args.resume)
-    print(f"weights: {run / 'best'} and {run / 'last'}")
+    train(args, settings(args.set))
 
 
 @command(
