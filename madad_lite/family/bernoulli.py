@@ -78,6 +78,7 @@ class Bernoulli(Method):
     kinds = {"codec": BinaryAutoencoder, "unet": UNet2DModel}
     # 1000 steps as published; lengths are ours
     paper = dict(size="latents-L", epochs=1000, batch_size=32, learning_rate=1e-4, steps_back=200)
+    tried = ({}, {"start": 400})
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):

@@ -37,6 +37,7 @@ class AnoDDPM(Method):
     latent = True
     # 3,000 epochs, one slice of 256 pixels a step there; here latents, and as many slices in larger batches
     paper = dict(size="latents-L", epochs=3000, batch_size=64, learning_rate=1e-4, noise="fractal")
+    tried = ({}, {"start": 300})
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):

@@ -46,6 +46,7 @@ class DecoDiff(Method):
     title = "DeCo-Diff"
     latent = True
     paper = dict(size="latents-L", epochs=800, batch_size=96, learning_rate=1e-4, variants=1)
+    tried = ({}, {"steps_back": 1})
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):

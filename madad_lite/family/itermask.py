@@ -48,6 +48,7 @@ class IterMask(Method):
     kinds = {"whole": UNet2DModel, "masked": UNet2DModel}
     # widths and lengths are ours
     paper = dict(size="pixels-96", epochs=600, batch_size=32, learning_rate=1e-4)
+    tried = ({}, {"first": 0.3})
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):

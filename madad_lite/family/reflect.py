@@ -75,6 +75,7 @@ class Reflect(Method):
     title = "REFLECT"
     latent = True
     paper = dict(size="latents-L", epochs=800, batch_size=96, learning_rate=1e-4, variants=1)
+    tried = ({}, {"image": 1.0})
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):
