@@ -171,7 +171,7 @@ def row(name: str, seed: int, args, choices) -> list[dict]:
                 "method": name,
                 "seed": seed,
                 "test": folder.name,
-                "subjects": found["subjects"],
+                "subjects": len(set(s.subjects)),
                 "slices": found["slices"],
                 "lesion_slices": found["lesion_slices"],
                 "steps": settings["steps"] if kind.kinds and base.stages() else 0,

@@ -25,7 +25,7 @@ class PDDPM(Method):
     title = "pDDPM"
     # widths, batch, rate and length of the paper, for slices of 96 pixels
     paper = dict(size="pixels-96", batch_size=32, learning_rate=1e-5, epochs=1600, schedule="constant")
-    tried = ({}, {"t_test": 300}, {"t_test": 700})
+    tried = ({}, {"t_test": 300})
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):
