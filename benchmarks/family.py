@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from family_page import write_page
 from tqdm import tqdm
 
-from family_page import write_page
 from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices, load_split
 from madad_lite.evaluation.race import own, trained
@@ -84,7 +84,9 @@ def share_latents(name: str, settings: dict, args, runs: Path) -> None:
     if kind.latent and not link.exists():
         c = kind(configured(kind.Config(), **own(kind, settings)), autoencoder=args.encoder).cache_config()
         corrupted = "-corrupted" if c.corruption_share > 0 else ""
-        shared = args.out / "latents" / f"{c.seed}-{c.variants}-{c.augmentation}-{c.brain_fraction}{corrupted}"
+        shared = (
+            args.out / "latents" / f"{c.seed}-{c.variants}-{c.augmentation}-{c.brain_fraction}{corrupted}"
+        )
         shared.mkdir(parents=True, exist_ok=True)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(shared.resolve())
@@ -191,7 +193,10 @@ def row(name: str, seed: int, args, choices) -> list[dict]:
                 "minus_high": minus[1],
             }
         )
-    return [{k: f"{v:.4f}" if isinstance(v, float) and k != "ms_a_slice" else v for k, v in r.items()} for r in rows]
+    return [
+        {k: f"{v:.4f}" if isinstance(v, float) and k != "ms_a_slice" else v for k, v in r.items()}
+        for r in rows
+    ]
 
 
 def apart(file: Path, name: str, seed: int, s: LabelledSlices, args):
