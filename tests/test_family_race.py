@@ -105,10 +105,10 @@ def test_latents_are_encoded_once_for_all_that_want_the_same(words, tmp_path):
 def test_the_page_gets_the_tables(words, tmp_path):
     start(tmp_path, *words, "--steps", "1", "--methods", "intensity")
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{family_page.BEGIN}\nold\n{family_page.END}\nafter\n")
+    page.write_text(f"before\n{family_page.BEGIN}\nstale words\n{family_page.END}\nafter\n")
     race.main(["--page", str(page), "--rows", str(tmp_path / "rows.csv")])
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale words" not in text
     assert "| intensity | 0 |" in text
     with pytest.raises(SystemExit):
         race.main(["--out", str(tmp_path)])
