@@ -173,12 +173,13 @@ assert max(sizes.values()) < 1.1 * min(sizes.values())
 # %%
 def schematic(title, hidden, predicted, score, words=("hidden", "predicted", "score")):
     """Four pictures with arrows: the slice, what the network sees, what it answers, and the map."""
-    fig, axes = plt.subplots(1, 4, figsize=(9.5, 2.7), layout="constrained")
+    fig, axes = plt.subplots(1, 4, figsize=(9.5, 2.7), dpi=80, layout="constrained")
     pictures = (x0[k, 0], hidden, predicted, score)
+    outside = ~brain[k, 0]  # of no interest: networks may draw there what they like
     for ax, picture, word in zip(axes, pictures, ("scan", *words)):
         low, high = (0, 1) if picture is score else (-1, 1)
         colours = "magma" if picture is score else "gray"
-        ax.imshow(picture.squeeze(), cmap=colours, vmin=low, vmax=high)
+        ax.imshow(picture.squeeze().masked_fill(outside, low), cmap=colours, vmin=low, vmax=high)
         ax.contour(lesion[k, 0], levels=[0.5], colors="cyan", linewidths=0.8)
         ax.set_title(word, fontsize=9)
         ax.axis("off")
@@ -299,7 +300,7 @@ deco, flow = methods["deco_diff"], methods["reflect"]
 cells = brain_cells(b, tuple(z0.shape[2:]), 0.5)
 with torch.no_grad():
     deviated = deco.draw(z0, cells, generator)["z_t"]
-    z_c = corrupted(z0, cells, generator)
+    z_c = corrupted(z0, cells, torch.Generator().manual_seed(7))
     healed = {n: m.decode(m.corrected(z0), b) for n, m in (("deco", deco), ("flow", flow))}
     hidden = {n: deco.decode(z, b) for n, z in (("deco", deviated), ("flow", z_c))}
 changed = {"DeCo-Diff": deviated - z0, "REFLECT": z_c - z0}
@@ -350,7 +351,7 @@ schematic(
 # ## 7. The same lesion through all of them
 #
 # Each map is shown in its own range (its 99.9th percentile inside the brain is 1), because the methods' scales differ: only the
-# *order* of pixels counts for Dice and AP. AP is computed over all slices of this one patient; a map that knows nothing has
+# *order* of pixels counts for Dice and AP. The number is the AP, computed over all slices of this one patient; a map that knows nothing has
 # the lesion's share of the brain.
 
 # %%
@@ -358,7 +359,7 @@ schematic(
 guess = float((lesion & brain).sum() / brain.sum())
 ap = {name: metrics.average_precision(m, lesion, brain) for name, m in maps.items()}
 scaled = [m[[k]] / m[brain].quantile(0.999).clamp_min(1e-6) for m in maps.values()]
-titles = [f"{methods[name].title}\nAP {ap[name]:.2f}" for name in maps]
+titles = [f"{methods[name].title}: {ap[name]:.2f}" for name in maps]
 figure = plotting.slice_grid(
     x0[[k] * len(maps)],
     titles,
@@ -367,13 +368,15 @@ figure = plotting.slice_grid(
     truth=lesion[[k] * len(maps)],
 )
 print(f"lesion's share of the brain, the AP of a guess: {guess:.3f}")
-assert all(ap[name] > guess for name in ("dae", "intensity"))
+assert all(ap[name] > guess for name in ("intensity", "dae"))
+assert ap["deco_diff"] > ap["intensity"] > max(ap["dae"], ap["mad_ad"])
 figure
 
 # %% [markdown]
 # What to look at: **where else** a map is bright. Intensity marks every ventricle. A method that hides a lot marks what it could not
-# draw, the folds and the rim of the brain. After a hundred steps the controls are not easily beaten; that is the point of controls.
-# One patient is an anecdote, though: for a statement we need many, and intervals.
+# draw, the folds and the rim of the brain. After a hundred steps only DeCo-Diff is ahead of plain intensity: to predict a
+# deviation, nothing at all is nearly right from the start, while a method that has to draw the slice must first learn to draw. That is
+# what controls are for. One patient is an anecdote, though: for a statement we need many, and intervals.
 
 # %% [markdown]
 # ## 8. The race
@@ -414,6 +417,7 @@ for name in of_set("cohort_t1"):
         words: tuple(float(r[c]) for c in ("max_dice", "max_dice_low", "max_dice_high"))
         for words, r in cells_.items()
     }
+assert float(of_set("ixi_t1")["intensity"]["minus_low"]) > 0  # a control, clearly ahead of MAD-AD
 plotting.compare_methods(results, highlight="MAD-AD")
 
 # %% [markdown]
@@ -449,7 +453,7 @@ Markdown("\n".join(lines))
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-m = maps["dae"]
+m = maps["deco_diff"]
 healthy = ~lesion.any(dim=(1, 2, 3)) & (brain.flatten(1).sum(1) > 500)
 m_healthy, inside = m[healthy], brain[healthy]
 scaled = {
@@ -458,9 +462,9 @@ scaled = {
     "a test set of these healthy slices alone": m_healthy / m_healthy.max(),
     "each slice": m_healthy / m_healthy.amax((1, 2, 3), keepdim=True).clamp_min(1e-6),
 }
-marked = {name: float((v[inside] >= 0.5).float().mean()) for name, v in scaled.items()}
+marked = {name: float((v[inside] >= 0.25).float().mean()) for name, v in scaled.items()}
 for name, share in marked.items():
-    print(f"scaled by {name}: {share:.1%} of the brain in healthy slices is above 0.5")
+    print(f"scaled by {name}: {share:.1%} of the brain in healthy slices is above 0.25")
 shares = list(marked.values())
 assert shares == sorted(shares) and shares[-1] > shares[0]
 
