@@ -12,8 +12,8 @@ from madad_lite.files import replace_file
 BEGIN, END = "<!-- begin: tables -->", "<!-- end: tables -->"
 HEAD = (
     "method|steps|max Dice, pooled, mean of seeds|range of seeds|95 %, first seed|minus MAD-AD, 95 %, first seed"
-    "|at the validation threshold|mean of lesion slices|AP|small / medium / large|ms a slice|its own settings"
-    "|after the map"
+    "|at the validation threshold|mean of lesion slices|AP|small / medium / large|of healthy brains found"
+    "|ms a slice|its own settings|after the map"
 ).split("|")
 
 
@@ -39,6 +39,7 @@ def cells(rows: list[dict]) -> list[str]:
         between(first, "minus", "+"),
         *(mean(rows, key) for key in ("at_threshold", "per_lesion_slice", "ap")),
         " / ".join(mean(rows, size) for size in ("small", "medium", "large")),
+        f"{100 * float(mean(rows, 'found_in_healthy')):.1f} %",
         mean(rows, "ms_a_slice").split(".")[0],
         first["settings"].strip("{}").replace('"', "") or "-",
         first["after"],
