@@ -29,7 +29,7 @@ def between(row: dict, key: str, sign: str = "") -> str:
 
 def cells(rows: list[dict]) -> list[str]:
     """A line of the table: of one method and one test set, the rows of its seeds."""
-    first, dice = rows[0], [float(r["max_dice"]) for r in rows]
+    first, dice = min(rows, key=lambda r: int(r["seed"])), [float(r["max_dice"]) for r in rows]
     return [
         method_class(first["method"]).title,
         first["steps"],
