@@ -461,3 +461,34 @@ def check_09_thick(answer, thick, scan, found_ml) -> None:
     assert abs(answer - found_ml) < 0.05 * found_ml + 0.1, (
         "not what is found in thick.nii.gz at this threshold"
     )
+
+
+# ---------------------------------------------------------------- 10
+
+
+def check_10_lazy(answer):
+    """The mean Dice per image of a detector that marks nothing: 30 of 40 slices have no lesion."""
+    assert abs(answer) > 1e-6, "that is the pooled Dice: here an empty slice counts 1"
+    assert abs(answer - 0.75) < 1e-6, "30 slices count 1, and 10 count 0"
+
+
+def check_10_stitch(function):
+    """stitch(rebuilt, boxes, x): the mean of the boxes, x where there is none."""
+    rebuilt, x = drawn(3, 8, 8), drawn(8, 8, seed=1)
+    boxes = torch.zeros(3, 8, 8, dtype=torch.bool)
+    boxes[0, :5, :5] = boxes[1, 3:, 3:] = boxes[2, 2:6, 1:6] = True
+    wanted = x.clone()
+    for i in range(8):
+        for j in range(8):
+            said = [rebuilt[k, i, j] for k in range(3) if boxes[k, i, j]]
+            wanted[i, j] = sum(said) / len(said) if said else x[i, j]
+    close(function(rebuilt, boxes, x), wanted, "the mean where boxes overlap, x where none lies")
+
+
+def check_10_behind(answer, rows):
+    """How many methods' intervals of the difference to MAD-AD lie below 0, on cohort_t1, first seed."""
+    first = [r for r in rows if r["test"] == "cohort_t1" and r["seed"] == "0" and r["minus_high"]]
+    assert answer != len(first), "not all of them: look at the upper end of each interval"
+    assert answer == sum(float(r["minus_high"]) < 0 for r in first), (
+        "count the rows whose upper end is below 0"
+    )

@@ -74,6 +74,12 @@ WRONG = {
     ],
     "check_08_crossing": [0.25, 0.8],
     "check_08_gap": [21.9, 8.7],
+    "check_10_lazy": [0.0, 0.25],
+    "check_10_stitch": [
+        lambda r, b, x: (r * b).sum(0),
+        lambda r, b, x: (r * b).sum(0) / b.sum(0),
+        lambda r, b, x: torch.where(b.any(0), r.mean(0), x),
+    ],
 }
 CHECKS = sorted(
     name for name, _ in inspect.getmembers(checks, inspect.isfunction) if name.startswith("check_")
@@ -132,3 +138,15 @@ def test_each_lesson_has_three_kinds_of_exercises(path):
 def test_answers_of_another_shape_are_told_apart():
     with pytest.raises(AssertionError, match="shape"):
         checks.close(torch.zeros(2), torch.zeros(3), "")
+
+
+def test_who_is_behind_is_counted_by_the_intervals(capsys):
+    highs = ("-0.1", "-0.01", "0.2", "")  # the last one is MAD-AD's own row
+    rows = [{"test": "cohort_t1", "seed": "0", "minus_high": h} for h in highs]
+    rows += [{"test": "ixi_t1", "seed": "0", "minus_high": "-0.5"}]
+    checks.run(checks.check_10_behind, 2, rows)
+    checks.run(checks.check_10_behind, None, rows)
+    assert capsys.readouterr().out == "right\nnot done yet\n"
+    for wrong in (1, 3, 4):
+        with pytest.raises(AssertionError):
+            checks.check_10_behind(wrong, rows)

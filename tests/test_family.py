@@ -105,6 +105,29 @@ def test_the_papers_settings_are_allowed(name):
     assert kind.Config(**kind.paper).learning_rate <= 1e-3
 
 
+@pytest.mark.parametrize("name", FAMILY)
+def test_settings_to_choose_from_are_allowed_and_differ(name):
+    kind = method_class(name)
+    configs = [kind.Config(**choice) for choice in kind.tried]
+    assert configs and len(set(configs)) == len(configs)
+    assert all(c.batch_size == kind.Config().batch_size for c in configs)
+
+
+def test_mad_ad_tiny_is_as_small_as_the_others_and_its_threshold_can_be_chosen(encoder, slices):
+    counts = {}
+    for name in ("mad_ad", "deco_diff"):
+        kind = method_class(name)
+        method = kind(kind.Config(size="tiny"), autoencoder=encoder)
+        counts[name] = sum(p.numel() for p in method.networks.parameters())
+    assert counts["mad_ad"] == pytest.approx(counts["deco_diff"], rel=0.05)
+    method = made("mad_ad", encoder)
+    assert method.changed(mask_threshold=0.9).detection().mask_threshold == 0.9
+    assert method.detection().mask_threshold == method.recipe.detection.mask_threshold
+    x, brain = slices
+    maps = [method.changed(mask_threshold=t)(x, brain) for t in (0.0, 1.0)]
+    assert maps[0].sum() > maps[1].sum()
+
+
 # name: validation loss after 30 steps of the last stage, of that before them
 TAUGHT = {"pddpm": 0.9, "mddpm": 0.9, "cddpm": 0.9, "maediff": 0.9, "mdps": 0.97, "bernoulli": 0.98}
 TAUGHT |= {"itermask": 0.9, "deco_diff": 0.99, "reflect": 1.0, "mad_ad_paper": 0.95}

@@ -36,6 +36,7 @@ LESSONS = (
     "07_evaluation",
     "08_paper_and_code",
     "09_own_scan",
+    "10_family",
 )
 FOLDER = ROOT / "notebooks"
 FOUND = [

@@ -111,6 +111,7 @@ class Method:
     encoder: ClassVar[bool] = False  # does it need the autoencoder otherwise?
     paper: ClassVar[dict | None] = None  # full-size settings; what its paper does not say is ours
     trained_as: ClassVar[str | None] = None  # the method whose networks serve it as well
+    tried: ClassVar[tuple[dict, ...]] = ({},)  # settings at test time, among which validation may choose
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from madad_lite.slices.augment import AUGMENTATIONS
 from madad_lite.training.denoiser import masked_draw, masked_step
 from madad_lite.training.settings import RECIPES, DenoiserConfig
 
-SHARED = ("size", "augmentation", "variants", "seed", "steps", "batch_size", "learning_rate", "weight_decay")
+SHARED = ("augmentation", "variants", "seed", "steps", "batch_size", "learning_rate", "weight_decay")
 
 # the frame's length and rate, the rest as the recipe's or the paper's section 3
 OURS = RECIPES["lite"]
@@ -39,10 +39,13 @@ class MadAd(Method):
     recipe = OURS
     paper = dict(size="L", epochs=300, batch_size=96, learning_rate=5e-4, weight_decay=1e-2, variants=1)
 
+    tried = ({}, {"mask_threshold": 0.1})
+
     @dataclass(frozen=True)
     class Config(FamilyConfig):
-        size: str = knob("nano", SIZES)
+        size: str = knob("nano", (*SIZES, "tiny"))
         augmentation: str = knob("lite", AUGMENTATIONS)
+        mask_threshold: float | None = knob(None, (0, 1))  # None: the recipe's
 
     @property
     def divisor(self):
@@ -50,8 +53,11 @@ class MadAd(Method):
         return downsampling(self.autoencoder) * 2 ** (levels - 1)
 
     def build(self):
-        channels = self.autoencoder.config.latent_channels
-        return {"denoiser": Denoiser.of_size(self.config.size, latent_channels=channels)}
+        channels, size = self.autoencoder.config.latent_channels, self.config.size
+        if size == "tiny":  # as the other methods' tiny U-Net: two levels of 32, no attention
+            tiny = dict(channel_multipliers=(1, 1), attention_levels=(False, False))
+            return {"denoiser": Denoiser.of_size("nano", latent_channels=channels, **tiny)}
+        return {"denoiser": Denoiser.of_size(size, latent_channels=channels)}
 
     def cache_config(self):
         return replace(self.recipe.denoiser, **{k: getattr(self.config, k) for k in SHARED})
@@ -69,7 +75,9 @@ class MadAd(Method):
 
     def detection(self) -> DetectionSettings:
         """Gaussian smoothing is left to postprocess.py, as every method's."""
-        return replace(self.recipe.detection, sigma=0.0)
+        chosen = self.config.mask_threshold
+        own = {} if chosen is None else {"mask_threshold": chosen}
+        return replace(self.recipe.detection, sigma=0.0, **own)
 
     def maps(self, slices, brain, volumes, seeds, batch_size):
         about = dict(contrast=self.contrast, grid=self.grid or None)
@@ -83,3 +91,4 @@ class MadAd(Method):
 class MadAdPaper(MadAd):
     title = "MAD-AD as published"
     recipe = PAPER
+    tried = ({},)

@@ -9,7 +9,7 @@ condition of the U-Net, beside the slice itself. Both learn together. Score: |x_
 
 Ours: boxes of half the slice's side, a quarter from one to the next (3 x 3); cells of 8 pixels; a transformer of two
 layers and one, 64 wide, 4 heads, which gives 8 numbers for each of a cell's 2 x 2 places; noise, t = 500, one pass a
-box and L1 as in pDDPM.
+box, L1 and full-size settings as in pDDPM.
 """
 
 from __future__ import annotations

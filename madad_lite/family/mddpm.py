@@ -5,7 +5,8 @@ slice is filtered in the frequency domain, where a square of half-width 2 to 10 
 (half each), and 0 to 5 rectangles of that filtered slice, 9 to 18 % of the brain's extent a side, are pasted into the
 context. The target is the clean slice. Test and score are those of pDDPM.
 
-Ours: the slice is filtered as x + 1, so that the background is 0, and cut to the range; what pDDPM's file says.
+Ours: the slice is filtered as x + 1, so that the background is 0, and cut to the range; what pDDPM's file says; its
+full-size settings, which were not checked against this paper.
 """
 
 from __future__ import annotations

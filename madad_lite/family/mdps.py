@@ -31,8 +31,9 @@ from madad_lite.family.parts import SIZES, T, abar, gaussian_noise, make_unet, n
 class MDPS(Method):
     title = "MDPS"
     encoder = True
-    # the ADM-like U-Net for 256 pixels; lengths are ours
+    # an ADM-like U-Net for 256 pixels; sizes and lengths are ours, not checked against the paper
     paper = dict(size="pixels-256", epochs=1000, batch_size=16, learning_rate=1e-4, steps_back=200, samples=8)
+    tried = ({"samples": 1},)  # one sample; another would cost as much again
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):

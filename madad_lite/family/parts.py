@@ -34,6 +34,8 @@ SIZES = {
     "pixels-256": UNetSize((128, 128, 256, 384, 512), (False, False, False, True, True), 64),
     # Kascenas et al. 2022: a U-Net without attention, three times halved
     "dae": UNetSize((64, 128, 256, 512), (False,) * 4, 64),
+    # Liang et al. 2024, for slices of 128 pixels; attention at 32, 16, 8 pixels
+    "itermask": UNetSize((32, 32, 64, 96, 128), (False, False, True, True, True), 32),
     # the trunk of MAD-AD's L, for latents of 32 x 32
     "latents-L": UNetSize((256, 512, 1024), (True, True, True), 128),
 }

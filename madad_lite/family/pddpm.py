@@ -23,8 +23,10 @@ OCTAVES = 6
 
 class PDDPM(Method):
     title = "pDDPM"
-    # widths, batch, rate and length of the paper, for slices of 96 pixels
+    # widths, box, t and length of the authors' published configuration, for slices of 96 pixels; batch and rate were
+    # not found there
     paper = dict(size="pixels-96", batch_size=32, learning_rate=1e-5, epochs=1600, schedule="constant")
+    tried = ({}, {"t_test": 300})
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):
