@@ -355,9 +355,8 @@ class Method:
     def changed(self, **settings) -> Method:
         """The same networks with other settings at test time. Refused: a setting that is not allowed."""
         about = dict(contrast=self.contrast, grid=self.grid, measured=self.measured)
-        config = configured(self.config, **settings)
-        same = type(self)(config, dict(self.networks.items()), autoencoder=self.autoencoder, **about)
-        return same.to(self.device)
+        parts = configured(self.config, **settings), dict(self.networks.items())
+        return type(self)(*parts, autoencoder=self.autoencoder, **about).to(self.device)
 
 
 def as_autoencoder(given: str | Path | AutoencoderKL | None) -> AutoencoderKL | None:
