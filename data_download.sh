@@ -44,7 +44,7 @@ md5_of() { # macOS has md5, Linux md5sum
 }
 
 content_length() { # of the file at an address; nothing where the server does not say. Redirects and errors have lengths too
-    { curl -sIL --connect-timeout 30 "$1" 2> /dev/null || true; } | tr -d '\r' |
+    { curl -sIL --connect-timeout 30 --max-time 60 "$1" 2> /dev/null || true; } | tr -d '\r' |
         awk '/^HTTP\// { code = $2; n = 0 } tolower($1) == "content-length:" { n = $2 } END { if (code == 200 && n > 0) print n }'
 }
 
@@ -107,11 +107,16 @@ unpack() { # archive, name, note for the mark: all of it appears under its name,
 get() { # name, address, md5
     local name=$1 url=$2 md5=${MADAD_MD5:-$3} file size have found
     file="$OUT/${url##*/}.part"
+    if [ -L "$file" ] || { [ -e "$file" ] && [ ! -f "$file" ]; }; then
+        die "$file: is a link or no file, and not from this script; move it away or choose another --out DIR"
+    fi
     if [ -f "$OUT/$name/.complete" ]; then
         say "$OUT/$name: is there already ($(count "$OUT/$name" -name '*.nii.gz') NIfTI files)"
         return
     fi
-    [ ! -e "$OUT/$name" ] || die "$OUT/$name: is there, but not from this script; move it away or choose another --out DIR"
+    if [ -e "$OUT/$name" ] || [ -L "$OUT/$name" ]; then
+        die "$OUT/$name: is there, but not from this script; move it away or choose another --out DIR"
+    fi
     command -v curl > /dev/null || die "curl is needed and not installed"
 
     size=$(content_length "$url")
@@ -215,6 +220,10 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+case $OUT in
+    '') refuse "--out wants a folder" ;;
+    -*) OUT=./$OUT ;;
+esac
 case $SET in
     '') refuse "which data set?" ;;
     ixi-t1 | ixi-t2 | msd-brain) mkdir -p "$OUT" ;;

@@ -1,4 +1,4 @@
-"""The speed benchmarks: python -m benchmarks [training detection metrics data start] [--write]
+"""The speed benchmarks: python -m benchmarks [training detection metrics data start gpu] [--write]
 
 Without a name all of them run, each in a process of its own, about ten minutes on two cores. Each prints its
 tables and writes results/speed/NAME.json; --write also puts the tables into benchmarks/README.md.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.measuring import RESULTS, ROOT, markdown, use_cores
 
-NAMES = ("training", "detection", "metrics", "data", "start")
+NAMES = ("training", "detection", "metrics", "data", "start", "gpu")
 PAGE = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- begin: measured -->", "<!-- end: measured -->"
 
@@ -37,7 +37,7 @@ def main() -> int:
         "--quick", action="store_true", help="small sizes, one round: to see that it runs; nothing is kept"
     )
     p.add_argument(
-        "--compile", action="store_true", help="training: torch.compile too; that takes minutes on a CPU"
+        "--compile", action="store_true", help="training, gpu: torch.compile too; that takes minutes on a CPU"
     )
     p.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
     args = p.parse_args()
@@ -46,7 +46,7 @@ def main() -> int:
     use_cores(args.cores)
     names, code = args.names or NAMES, 0
     if len(names) == 1:
-        options = {"compiled": True} if args.compile and names[0] == "training" else {}
+        options = {"compiled": True} if args.compile and names[0] in ("training", "gpu") else {}
         importlib.import_module(f"benchmarks.speed_{names[0]}").measure(quick=args.quick, **options).publish(
             keep=not args.quick
         )

@@ -1,17 +1,20 @@
 """What longer training does to one small network, taught with noise alone and with lesion-like regions beside it.
 
-    python benchmarks/noise_alone.py --work work/noise_alone                # about ten minutes on a free core
-    python benchmarks/noise_alone.py --only regions --steps 200 400 800      # the other training, or longer
+    python benchmarks/noise_alone.py --work work/noise_alone        # half a second a step: 20 minutes on a free core
+    python benchmarks/noise_alone.py --only noise --steps 3200      # goes on from there
+    python benchmarks/noise_alone.py --only regions                 # the other training
 
 Everything is simulated: the normal subjects of notebook 05 to train on, eight strokes of 20 mL to look at. At each of
 STEPS the averaged weights heal the patients' slices (every fifth) in the two ways of WAYS; what they find goes to
-noise_alone.csv beside this file, the table that notebook 05 draws.
+noise_alone.csv beside this file, the table that notebook 05 draws. Rows that are there are kept. A training goes on
+from its last checkpoint in the work folder; remove that folder to begin anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +34,8 @@ from madad_lite.training.latent_cache import LatentDataset, encode_latents
 from madad_lite.training.loop import learning_rate_factor, step_generator
 from madad_lite.training.settings import RECIPES, configured
 
-STEPS = (50, 100, 200)
+STEPS = (50, 100, 200, 400, 800, 1600)
+SAVE_EVERY = 50  # steps
 PATIENTS, VOLUME_ML, EVERY, BATCH = range(9101, 9109), 20, 5, 16
 TRAININGS = {"noise": dict(corruption_share=0.0, last_step_share=0.0), "regions": {}}
 WAYS = {  # how a latent is healed and scored: as the authors say, and as the shipped weights do
@@ -109,6 +113,12 @@ def train(name: str, data: Path, work: Path, parts: MadAdPipeline, slices, steps
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     ema = EMAModel(model.parameters(), decay=0.98)
+    checkpoint, done = work / f"{name}.pt", 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        for part, state in ((model, "model"), (optimizer, "optimizer"), (ema, "ema")):
+            part.load_state_dict(saved[state])
+        done = saved["step"]
 
     def drawn(dataset, rows, generator):
         batch = {k: torch.stack([dataset[i][k] for i in rows]) for k in dataset[0]}
@@ -117,7 +127,7 @@ def train(name: str, data: Path, work: Path, parts: MadAdPipeline, slices, steps
             draw = with_regions(draw, batch, config.corruption_share, parts.scheduler, generator)
         return draw
 
-    for step in range(1, max(steps) + 1):
+    for step in range(done + 1, max(steps) + 1):
         generator = step_generator(config.seed, step)
         chosen = torch.randint(len(latents), (BATCH,), generator=generator).tolist()
         losses = masked_step(model, drawn(latents, chosen, generator), config)[0]
@@ -141,6 +151,22 @@ def train(name: str, data: Path, work: Path, parts: MadAdPipeline, slices, steps
                 yield {"training": name, "step": step, "val_masked": round(masked.item(), 4), **row}
             ema.restore(model.parameters())
             model.train()
+        if step in steps or step % SAVE_EVERY == 0:
+            state = {"model": model, "optimizer": optimizer, "ema": ema}
+            torch.save({k: v.state_dict() for k, v in state.items()} | {"step": step}, work / "part")
+            os.replace(work / "part", checkpoint)
+
+
+def write(table: Path, row: dict) -> None:
+    """Puts a row into the table, in place of an older one of the same training, step and way; sorted."""
+    key = ("training", "step", "way")
+    rows = list(csv.DictReader(table.open(newline=""))) if table.exists() else []
+    rows = [r for r in rows if any(r[k] != str(row[k]) for k in key)] + [row]
+    rows.sort(key=lambda r: ([*TRAININGS, "shipped"].index(r["training"]), int(r["step"]), r["way"]))
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main(argv=None) -> None:
@@ -157,18 +183,14 @@ def main(argv=None) -> None:
         cohort = write_cohort(args.work / "cohort", normal=6, patients=0, seed=21, force=True, progress=False)
         prepare_folder(cohort, data, contrast="t1", progress=False)
     slices = patients(parts, args.work)
-    with open(args.out, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for name in args.only:
-            if name == "shipped":
-                rows = ({"training": name, "step": 9000, **r} for r in judged(parts, parts.denoiser, slices))
-            else:
-                rows = train(name, data, args.work, parts, slices, args.steps)
-            for row in rows:
-                print(row, flush=True)
-                writer.writerow(row)
-                file.flush()
+    for name in args.only:
+        if name == "shipped":
+            rows = ({"training": name, "step": 9000, **r} for r in judged(parts, parts.denoiser, slices))
+        else:
+            rows = train(name, data, args.work, parts, slices, args.steps)
+        for row in rows:
+            print(row, flush=True)
+            write(args.out, row)
 
 
 if __name__ == "__main__":

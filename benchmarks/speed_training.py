@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import Report, interleaved, medians, seconds
@@ -22,6 +23,8 @@ from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import denoising_losses, make_scheduler, masked_forward
 from madad_lite.masking import random_patch_mask
 from madad_lite.training.denoiser import masked_draw
+from madad_lite.training.loader import Batch, drawn_ahead, to_device
+from madad_lite.training.loop import step_generator
 
 MASK_WEIGHT = 0.1
 
@@ -34,7 +37,7 @@ def half() -> torch.dtype:
 
 class FastTraining:
     """The step of madad_lite/training/denoiser.py and training/loop.py: latents from the cache, masks of a
-    batch at once, and no waiting.
+    batch at once, drawn ahead beside a GPU, and no waiting.
     """
 
     def __init__(self, model: Denoiser, scheduler, device: torch.device, channels_last=False, compiled=False):
@@ -52,11 +55,10 @@ class FastTraining:
             z0_hat, logits = self.model(z_t.contiguous(memory_format=self.layout), t)
         return denoising_losses(z0_hat.float(), logits.float(), z0, M, mask_weight=MASK_WEIGHT)[2].mean()
 
-    def step(self, mean: torch.Tensor, std: torch.Tensor, brain: torch.Tensor) -> None:
-        """From the cache, on the CPU: mean, std (N, C, h, w), brain (N, 1, h, w)."""
-        drawn = masked_draw({"mean": mean, "std": std, "brain": brain}, self.scheduler)
-        z0, M, t, z_t = (drawn[k].to(self.device, non_blocking=True) for k in ("z0", "M", "t", "z_t"))
-        self.loss(z0, M, t, z_t).backward()
+    def step(self, batch: Batch) -> None:
+        """batch: of Case.drawn, on the CPU."""
+        drawn = to_device(batch, self.device)
+        self.loss(*(drawn[k] for k in ("z0", "M", "t", "z_t"))).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -76,11 +78,26 @@ class Case:
         side = pixels // downsampling(self.autoencoder)
         self.mean, self.std = torch.randn(batch, 4, side, side), torch.full((batch, 4, side, side), 0.1)
         self.brain = torch.rand(batch, 1, side, side) < 0.6
+        self.batches = iter(self.drawn())
         self.model = Denoiser.of_size(size).to(device)
         self.plain = PlainTraining(copy.deepcopy(self.model), self.autoencoder, self.scheduler, MASK_WEIGHT)
 
     def fast(self, **options) -> FastTraining:
         return FastTraining(copy.deepcopy(self.model), self.scheduler, self.device, **options)
+
+    def drawn(self, steps: int = 10**6) -> DataLoader:
+        """What the training's loader gives, step by step: {"z0", "M", "t", "z_t"}."""
+        rows = [{"mean": m, "std": s, "brain": b} for m, s, b in zip(self.mean, self.std, self.brain)]
+
+        def draw(batch: Batch, step: int) -> Batch:
+            drawn = masked_draw(batch, self.scheduler, step_generator(0, step))
+            return {k: drawn[k] for k in ("z0", "M", "t", "z_t")}
+
+        every = range(self.batch)
+        return drawn_ahead(rows, ((step, every) for step in range(steps)), draw, self.device)
+
+    def fast_step(self, fast: FastTraining) -> None:
+        fast.step(next(self.batches))
 
     def timed(self, step) -> None:
         step()
@@ -193,14 +210,12 @@ def compared(report: Report, case: Case, title: str, rounds: int, compiled: bool
     variants = {"ours": {}, "ours, channels-last": {"channels_last": True}}
     if compiled:
         variants["ours, compiled"] = {"compiled": True}
-    z0, mean, std = case.mean.to(case.device), case.mean, case.std
+    z0 = case.mean.to(case.device)
     ways = {
         "plain, encoder in the step": partial(case.plain.step, case.images, case.brain),
         "plain, without its encoder": partial(case.plain.step, case.images, case.brain, z0),
     }
-    ways |= {
-        name: partial(case.fast(**options).step, mean, std, case.brain) for name, options in variants.items()
-    }
+    ways |= {name: partial(case.fast_step, case.fast(**options)) for name, options in variants.items()}
     ways = {name: partial(case.timed, step) for name, step in ways.items()}
     for name, step in ways.items():
         if "encoder in" not in name:  # the longest needs no warming up, all it does is done below
@@ -285,10 +300,7 @@ def measure(quick: bool = False, compiled: bool = False) -> Report:
     report.note(
         f"Filling the cache costs {encoder / case.batch:.1f} s a slice, once; the plain step pays it in every epoch."
     )
-    step = case.fast().step
-    report.table(
-        "Where the time of our XS step goes", profiled(partial(step, case.mean, case.std, case.brain))
-    )
+    report.table("Where the time of our XS step goes", profiled(partial(case.fast_step, case.fast())))
 
     brain = torch.ones(96, 1, 32, 32, dtype=torch.bool)
     masks = {
@@ -312,28 +324,4 @@ def measure(quick: bool = False, compiled: bool = False) -> Report:
         12,
         "times as fast",
     )
-    why = "too large for this GPU" if torch.cuda.is_available() else "no GPU here"
-    faster, share = on_gpu(report, compiled) if torch.cuda.is_available() and not quick else (None, None)
-    report.target("L step on a GPU, batch 96", faster, ">=", 4, "times as fast", why)
-    report.target("share of the bf16 matrix rate, L on a GPU", share, ">=", 40, "%", why)
     return report
-
-
-def on_gpu(report: Report, compiled: bool) -> tuple[float | None, float | None]:
-    """(times as fast, share of the matrix rate in %) of the best way; the batch is halved until the plain
-    step fits.
-    """
-    for batch in (96, 48, 24, 12):
-        case = None  # what did not fit makes room
-        torch.cuda.empty_cache()
-        try:
-            case = Case("L", "paper", batch, 256, torch.device("cuda"))
-            times = compared(report, case, f"L, batch {batch}, slices of 256 x 256, on the GPU", 5, compiled)
-            break
-        except torch.cuda.OutOfMemoryError:
-            report.note(f"L: a batch of {batch}, plain and ours beside each other, does not fit on this GPU.")
-    else:
-        return None, None
-    best = min(v for k, v in times.items() if k.startswith("ours"))
-    limit = matmul_gflops(case.device, half())
-    return times["plain, encoder in the step"] / best, 100 * case.gflop() / best / limit

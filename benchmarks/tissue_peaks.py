@@ -5,14 +5,13 @@
 Prints, for the shipped `t1` weights with their own settings and both normalisations: the share of the brain at or
 above the decision threshold in scans of scanners that were not trained on (healthy heads; MS patients, but for their
 lesions and 4 mm around them), and the pooled Dice, at the threshold and at its best, of strokes that are implanted into
-IXI validation subjects. The fixed places are the medians of the tissues over `--subjects` training subjects.
+IXI validation subjects.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -21,24 +20,12 @@ import torch
 from scipy import ndimage
 from sets import SPLITS, VOLUMES_ML, real_data
 
-from madad_lite.detection.contrast import tissue_medians
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.find import find_scans
 from madad_lite.scans.grid import PreparedScan
 from madad_lite.scans.nifti import load_volume, save_nifti
+from madad_lite.scans.tissues import normalised, tissue_medians
 from madad_lite.simulation.cohort import implant_lesion
-
-TISSUES = ("csf", "grey", "white")  # in T1 from dark to bright
-
-
-def at_places(scan: PreparedScan, places: np.ndarray) -> PreparedScan:
-    """The slices with their three tissues' medians at `places` (0..2), linear in between; background stays at 0."""
-    medians = tissue_medians(scan)
-    own = np.array([medians[t] for t in TISSUES])
-    x = scan.image + 1  # 0..2
-    slope = (places[2] - places[1]) / (own[2] - own[1])
-    new = np.where(x > own[2], places[2] + slope * (x - own[2]), np.interp(x, [0, *own], [0, *places]))
-    return replace(scan, image=np.where(scan.brain, np.clip(new, 0, 2) - 1, -1).astype(np.float32))
 
 
 def score(pipe: MadAdPipeline, scan: PreparedScan) -> np.ndarray:
@@ -57,12 +44,9 @@ def main() -> None:
     pipe, root = MadAdPipeline.from_pretrained("t1"), real_data()
     threshold = pipe.config.decision_threshold
     ixi = {s.subject: s.image for s in find_scans(root / "ixi_t1_2mm", "t1", "ixi")}
-    medians = [tissue_medians(pipe.prepare(ixi[s])) for s in SPLITS["ixi"]["train"][: args.subjects]]
-    places = np.array([np.mean([m[t] for m in medians]) for t in TISSUES])
-    print("CSF, grey, white by the median:", places.round(3), flush=True)
 
     def both(scan: PreparedScan) -> list[np.ndarray]:
-        return [score(pipe, s) for s in (scan, at_places(scan, places))]
+        return [score(pipe, normalised(scan, how, "t1", "scan")) for how in ("median", "tissue")]
 
     print(f"% of the brain at or above {threshold}            tissues            median  tissue peaks")
     others = {p.name: (p, None) for p in sorted((root / "heads").glob("head_*_t1.nii.gz"))}
@@ -74,7 +58,7 @@ def main() -> None:
             inside = inside & ~ndimage.binary_dilation(scan.lesion, iterations=2)
         own = tissue_medians(scan)
         shares = [100 * (s >= threshold)[inside].mean() for s in both(scan)]
-        tissues = "  ".join(f"{own[t]:.3f}" for t in TISSUES)
+        tissues = "  ".join(f"{own[t]:.3f}" for t in ("csf", "grey", "white"))
         print(f"{name:38} {tissues} {shares[0]:10.4f} {shares[1]:10.4f}", flush=True)
 
     pooled: list[list[np.ndarray]] = [[], [], []]  # median, tissue peaks, truth

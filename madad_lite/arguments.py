@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from madad_lite.errors import Refused
+from madad_lite.files import parse_json
 
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 LAYOUTS = ("auto", "plain", "ixi", "atlas", "brats", "msd", "cohort", "glioma", "ms")
 YES_NO = {"auto": "auto", "yes": True, "no": False}
 COMMANDS: dict[str, tuple[str, tuple, Callable]] = {}  # name: (what it does, its arguments, what runs)
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says an argument's default where there is one and the text does not say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        plain = action.default in (None, []) or action.default is False or "default" in action.help
+        return action.help if plain else super()._get_help_string(action)
 
 
 def arg(*names: str, **options) -> tuple[tuple[str, ...], dict]:
@@ -63,6 +71,12 @@ DATA = arg("--data", nargs="+", type=path, required=True, help="prepared folders
 WEIGHTS = arg("--weights", type=path, default="t1", help="a shipped name, a folder, or a hub id")
 CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
 REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
+NORMALISE = arg(
+    "--normalise",
+    choices=("median", "tissue"),
+    help="intensities by the brain's median, or with CSF, grey and white matter at fixed places; default: median, for "
+    "detect as the weights were trained",
+)
 RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
 SEED = arg("--seed", type=whole(0, 2**32 - 1), default=0)
 SERIES = arg("--series", help="of a DICOM folder: number or description; default: by the contrast")
@@ -92,7 +106,7 @@ def settings(pairs: list[str]) -> dict:
         if not sign:
             raise Refused(f"--set wants name=value, not {pair!r}")
         try:
-            found[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+            found[name.strip()] = parse_json(value)
+        except ValueError:
             found[name.strip()] = value
     return found

@@ -21,6 +21,7 @@ from madad_lite.arguments import (
     FORCE,
     INPUT,
     LAYOUTS,
+    NORMALISE,
     OUT,
     RECIPE,
     REGISTER,
@@ -30,6 +31,7 @@ from madad_lite.arguments import (
     SERIES,
     WEIGHTS,
     YES_NO,
+    Help,
     arg,
     changes,
     chosen,
@@ -80,6 +82,7 @@ def phantom(args):
     CONTRAST,
     arg("--layout", choices=LAYOUTS, default="auto"),
     REGISTER,
+    NORMALISE,
     arg("--spacing", type=float, default=2.0, help="of the slices, mm"),
     arg("--size", type=int, default=96, help="of the slices, pixels"),
     arg("--splits", type=path, help='JSON file {"train": [subjects], "val": ..., "test": ...}; else random'),
@@ -94,7 +97,7 @@ def prepare(args) -> int:
     from madad_lite.scans.grid import Grid
     from madad_lite.slices.folder import prepare_folder
 
-    options = chosen(args, "contrast layout series seed workers patients_in_train splits")
+    options = chosen(args, "contrast layout series normalise seed workers patients_in_train splits")
     options |= {"grid": Grid(spacing=args.spacing, size=args.size), "register": YES_NO[args.register]}
     if args.png:
         check_png_output(Path(args.png), {args.source, args.out})
@@ -123,29 +126,15 @@ def recolour(args):
     DATA,
     OUT,
     arg("--autoencoder", type=path, help="for what lives in its latents: folder of the trained autoencoder"),
+    arg("--start", help="weights the denoiser goes on from, and their autoencoder: such as t1, or a folder"),
     RECIPE,
     changes("NAME=VALUE", "settings that differ, such as steps=500 size=XS"),
     arg("--resume", action="store_true", help="go on from the last checkpoint"),
 )
 def train(args):
-    if args.stage in FAMILY:
-        from madad_lite.cli_family import train
+    from madad_lite.cli_family import train
 
-        return train(args, settings(args.set))
-    from madad_lite.training.autoencoder import train_autoencoder
-    from madad_lite.training.denoiser import train_denoiser
-    from madad_lite.training.settings import RECIPES, configured
-
-    recipe = RECIPES[args.recipe]
-    if args.stage == "autoencoder":
-        config = configured(recipe.autoencoder, **settings(args.set))
-        run = train_autoencoder(args.data, args.out, config, resume=args.resume)
-    else:
-        if args.autoencoder is None:
-            raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")
-        config = configured(recipe.denoiser, **settings(args.set))
-        run = train_denoiser(args.data, args.autoencoder, args.out, config, resume=args.resume)
-    print(f"weights: {run / 'best'} and {run / 'last'}")
+    train(args, settings(args.set))
 
 
 @command(
@@ -197,12 +186,13 @@ def assemble(args):
     arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
     arg("--method", type=folder, help="another trained method of the family: its folder; maps only"),
     arg("--force-contrast", action="store_true", help="also scans that look like another contrast"),
-    arg("--brain", type=path, help="brain mask; of several scans a pattern, such as {name}_mask.nii.gz"),
+    arg("--brain", type=path, help="auto, deepbet, template, or a mask; of several scans {name}_mask.nii.gz"),
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
     arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
     arg("--channel", type=whole(0), help="which volume of a 4-D file"),
     SERIES,
     REGISTER,
+    NORMALISE,
     arg("--z-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="only these slices, MNI mm"),
     arg("--z-spacing", type=float, help="mm from slice to slice; default: the model's own"),
     arg("--batch-size", type=whole(1), help="slices at once; default: as many as fit"),
@@ -225,7 +215,9 @@ def detect(args) -> int:
         from madad_lite.cli_family import detect
 
         return detect(args, scans, YES_NO[args.register])
-    options = chosen(args, "weights brain channel series z_range z_spacing batch_size device resume force")
+    options = chosen(
+        args, "weights brain channel series normalise z_range z_spacing batch_size device resume force"
+    )
     options |= chosen(args, "force_contrast mask keep_brain eta score seed")
     options |= {"num_inference_steps": args.steps, "register": YES_NO[args.register]}
     failed = detect(scans, args.out, **options)
@@ -332,9 +324,8 @@ def parser() -> Parser:
     p = Parser(prog="madad", description="Masked diffusion for unsupervised anomaly detection on brain MRI.")
     p.add_argument("--version", action="version", version=madad_lite.__version__)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    form = argparse.ArgumentDefaultsHelpFormatter
     for name, (text, arguments, run) in COMMANDS.items():
-        c = commands.add_parser(name, help=text, description=text, formatter_class=form)
+        c = commands.add_parser(name, help=text, description=text, formatter_class=Help)
         c.set_defaults(run=run)
         for names, options in arguments:
             c.add_argument(*names, **options)
@@ -346,6 +337,12 @@ def main(argv: list[str] | None = None) -> int:
     130 interrupted.
     """
     logging.basicConfig(format="madad: %(message)s")  # warnings and errors, to stderr
+    for name in (
+        "stdout",
+        "stderr",
+    ):  # closed by the caller (>&-): else the next file that is opened takes its place
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that cannot be shown stops nothing
     name = "madad"
@@ -377,9 +374,9 @@ def _flush() -> None:
     """Now, where an error can still be told; what could not be written is not tried again when Python ends."""
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands train, compare and detect do with the methods of the family. Thin, as cli.py."""
+"""What the command train does, and compare and detect with the methods of the family. Thin, as cli.py."""
 
 from __future__ import annotations
 
@@ -11,10 +11,34 @@ from madad_lite.evaluation import race
 from madad_lite.evaluation.metrics import table
 from madad_lite.family.postprocess import Postprocessing
 from madad_lite.family.registry import method_class
-from madad_lite.training.settings import configured
+from madad_lite.pipeline import MadAdPipeline
+from madad_lite.training.autoencoder import train_autoencoder
+from madad_lite.training.denoiser import train_denoiser
+from madad_lite.training.settings import RECIPES, configured
 
 
 def train(args, changes: dict) -> None:
+    """The stages of MAD-AD, or another method of the family."""
+    if args.start and (args.stage != "denoiser" or args.autoencoder):
+        raise Refused("--start is for the denoiser, and brings the autoencoder: leave --autoencoder out")
+    if args.stage not in ("autoencoder", "denoiser"):
+        return _train_method(args, changes)
+    recipe = getattr(RECIPES[args.recipe], args.stage)
+    config, options = configured(recipe, **changes), dict(resume=args.resume)
+    if args.stage == "autoencoder":
+        run = train_autoencoder(args.data, args.out, config, **options)
+    else:
+        autoencoder = args.autoencoder
+        if args.start:
+            start = MadAdPipeline.from_pretrained(args.start)
+            autoencoder, options["model"] = start.autoencoder, start.denoiser
+        elif autoencoder is None:
+            raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")
+        run = train_denoiser(args.data, autoencoder, args.out, config, **options)
+    print(f"weights: {run / 'best'} and {run / 'last'}")
+
+
+def _train_method(args, changes: dict) -> None:
     kind = method_class(args.stage)
     if args.recipe == "authors" or (args.recipe == "paper" and kind.paper is None):
         raise Refused(f"{args.stage}: has no recipe {args.recipe!r}")
@@ -40,11 +64,21 @@ def compare(args, settings: Callable[[list[str]], dict]) -> None:
 
 
 def detect(args, scans: list[Path], register: bool | str) -> int:
-    without = ("resume", "mask", "keep_brain", "series", "steps", "eta")
+    without = ("resume", "mask", "keep_brain", "series", "normalise", "steps", "eta")
     if given := [n for n in without if getattr(args, n) not in (None, False)]:
         raise Refused(f"--method writes maps only: leave --{given[0].replace('_', '-')} out")
     if args.score != "image":
         raise Refused("--method has one score: leave --score out")
-    names = ("brain", "channel", "z_range", "z_spacing", "batch_size", "device", "force", "seed")
+    names = (
+        "brain",
+        "channel",
+        "z_range",
+        "z_spacing",
+        "batch_size",
+        "device",
+        "force",
+        "force_contrast",
+        "seed",
+    )
     options = {name: getattr(args, name) for name in names}
     return 1 if detect_by(args.method, scans, args.out, register=register, **options) else 0

@@ -56,7 +56,7 @@ class Denoiser(ModelMixin, ConfigMixin):
         norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        if base_channels % num_heads or base_channels % norm_groups:
+        if num_heads < 1 or base_channels % num_heads or base_channels % norm_groups:
             sharers = f"{num_heads} heads and {norm_groups} norm groups"
             raise ValueError(f"{base_channels} channels cannot be shared among {sharers}")
         self.unet = UNet2DModel(

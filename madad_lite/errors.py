@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
+LONGEST = 600  # characters of a message
+
 
 class ScanError(ValueError):
     """A scan, or a folder of scans or slices, cannot be used."""
@@ -53,10 +55,12 @@ def foreseen(error: Exception) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message, of the system's errors without their number."""
+    """An error's message, of the system's errors without their number; of a very long one its beginning and end."""
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+        text = f"{error.filename}: {error.strerror}"
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 + 5 :]}"
 
 
 def write_log(error: BaseException) -> str:
@@ -78,7 +82,8 @@ def write_log(error: BaseException) -> str:
 @contextmanager
 def insisting(seconds: float) -> Iterator[None]:
     """What Ctrl-C raises can be swallowed where Python cannot pass it on (in a destructor or a callback), or by
-    a library. So it is raised again every few seconds until it has left this block.
+    a library. So it is raised again every few seconds until it has left this block, also in place of another error
+    that a library made of it.
     """
     if threading.current_thread() is not threading.main_thread() or (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler
@@ -102,6 +107,10 @@ def insisting(seconds: float) -> Iterator[None]:
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+    except Exception as error:
+        if again:  # what a library made of it, such as torch.save in the midst of a file
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for timer in again:

@@ -5,6 +5,7 @@ all.
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import itertools
 import json
@@ -15,9 +16,10 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +30,15 @@ from madad_lite.errors import Refused, RunError, ScanError
 
 HOST = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
 _number = itertools.count()
+# the files of a model or a pipeline, as patterns
+MODEL = [
+    "model_index.json",
+    "README.md",
+    "healthy.json",
+    "*config.json",
+    "*diffusion_pytorch_model*",
+    "*model.safetensors",
+]
 
 
 def stem(path: str | Path) -> str:
@@ -114,15 +125,30 @@ def new_file(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def refuse_foreign(folder: Path, ours: Collection[str], what: str) -> None:
+    """RunError where a folder that is to be replaced as a whole holds anything but `what`: a file, link or the like
+    whose name below it fits none of the patterns `ours` (in which * stands for any characters). Hidden ones do not
+    count.
+    """
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if (file.is_dir() and not file.is_symlink()) or "/." in f"/{name}":
+            continue
+        if not any(fnmatch(name, pattern) for pattern in ours):
+            raise RunError(
+                f"{folder}: holds something else than {what} ({name[:100]}); move it away, or choose another folder"
+            )
+
+
 @contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False, ours: Collection[str] = ()) -> Iterator[Path]:
     """An empty folder to write to, which takes the place of `path` when the block ends without an error, as
     `new_file`.
 
-    replace: a folder that is there already is removed as a whole (whoever asks for it has seen that it is
-    ours); without it RunError. Its name never holds a mixture: where the system can (Linux, macOS) the two
-    are exchanged in one step; elsewhere the old one is set aside as `.old-NAME` for a moment, and put back by
-    the next call if that moment was interrupted.
+    replace: a folder that is there already is removed as a whole, if it holds nothing but what the new one has too,
+    or what `ours` names (see `refuse_foreign`); without it RunError. Its name never holds a mixture: where the
+    system can (Linux, macOS) the two are exchanged in one step; elsewhere the old one is set aside as `.old-NAME`
+    for a moment, and put back by the next call if that moment was interrupted.
     """
     part, old = _part(path), path.with_name(f".old-{path.name}")
     with writing(path):
@@ -138,7 +164,10 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                     _to_disk(file)
             if not path.exists():
                 os.rename(part, path)
-            elif not _exchange(part, path):
+                return
+            written = [file.relative_to(part).as_posix() for file in part.rglob("*")]
+            refuse_foreign(path, [*ours, *map(glob.escape, written)], "what is replaced")
+            if not _exchange(part, path):
                 os.rename(path, old)
                 os.rename(part, path)
                 shutil.rmtree(old)
@@ -168,28 +197,28 @@ def check_json_output(path: Path, field: str) -> None:
     """
     if path.suffix.lower() != ".json":
         raise Refused(f"{path}: results are written as JSON; give a name that ends in .json")
-    if path.exists():
+    if os.path.lexists(path):
         try:
-            ours = field in json.loads(path.read_text())
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours:
-            raise Refused(f"{path}: exists and is not an earlier result; choose another name")
+            read_json(path, {field: None})
+        except ScanError:
+            raise Refused(f"{path}: exists and is not an earlier result; choose another name") from None
 
 
 def replace_file(path: Path, content: str | Callable[[BinaryIO], None]) -> None:
     """A file's new content, a text or what a function writes, is there whole or not at all."""
     with new_file(path) as part:
         if isinstance(content, str):
-            part.write_text(content)
+            part.write_text(content, encoding="utf-8")
         else:
             with open(part, "wb") as f:
                 content(f)
 
 
 def save_model(model, folder: Path) -> None:
-    """save_pretrained into the folder; a model that is there already is replaced as a whole."""
-    with new_folder(folder, replace=True) as part:
+    """save_pretrained into the folder; a model that is there already is replaced as a whole. RunError when the
+    folder holds other files than a model's.
+    """
+    with new_folder(folder, replace=True, ours=MODEL) as part:
         model.save_pretrained(part)
 
 
@@ -282,6 +311,25 @@ def misfit(value: Any, schema: Any, at: str = "") -> str | None:
     return next((m for v, s, place in parts if (m := misfit(v, s, place))), None)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different: of a double one nobody knows which value is meant."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{json.dumps(next(n for n in names if names.count(n) > 1))[:60]} is there twice")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """ValueError, in one line: no JSON, a name twice in one object, lists within lists without end, a number of
+    thousands of digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("lists within lists without end") from None
+
+
 def read_json(
     path: str | Path, schema: Any = None, *, error: type[Exception] = ScanError, hint: str = "make it again"
 ) -> Any:
@@ -294,11 +342,9 @@ def read_json(
         if not path.is_file():  # a pipe or device would be read without end
             reason = "it is not a file" if path.exists() else "no such file"
             raise error(f"{path}: cannot be read ({reason}); {hint}")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause}); {hint}") from None
-    except RecursionError:
-        raise error(f"{path}: damaged (lists within lists without end); {hint}") from None
     except ValueError as cause:  # no JSON, no UTF-8, a number of 5,000 digits
         if isinstance(cause, error):
             raise

@@ -23,12 +23,13 @@ from torch import nn
 from madad_lite.autoencoder import decode, downsampling, encode
 from madad_lite.errors import Refused, RunError
 from madad_lite.extensions.intensity_weight import BRIGHT_LESIONS
-from madad_lite.files import new_folder, write_json
+from madad_lite.files import new_folder, read_json, refuse_foreign, write_json
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.settings import DetectionSettings
 from madad_lite.weights.folder import find_folder
 
 SETTINGS = "settings.json"
+EXPORTED = [SETTINGS, "encoder.onnx", "denoiser.onnx", "decoder.onnx", "README.md"]
 OPSET = 17  # LayerNormalization and all else that is needed; every onnxruntime since 1.12 knows it
 
 
@@ -62,6 +63,9 @@ def export_onnx(
     if out.exists() and any(out.iterdir()):
         if not (out / SETTINGS).is_file():
             raise RunError(f"{out}: holds something else than an export; choose another folder")
+        kind = {"alphas_cumprod": [float], "grid": {str: None}}
+        read_json(out / SETTINGS, kind, error=RunError, hint="not of an export? choose another folder")
+        refuse_foreign(out, EXPORTED, "an export")
         if not force:
             raise RunError(f"{out}: exists already; add --force to replace it")
     folder = find_folder(weights)

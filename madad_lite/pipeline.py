@@ -22,8 +22,9 @@ from madad_lite.scans.given import given, quick_look
 from madad_lite.scans.grid import Grid, PreparedScan
 from madad_lite.scans.output import MadAdOutput
 from madad_lite.scans.prepare import prepare_volume
+from madad_lite.scans.tissues import check_normalisation
 from madad_lite.settings import DetectionSettings, check_steps
-from madad_lite.weights.folder import read_model, read_pipeline
+from madad_lite.weights.folder import check_pair, read_model, read_pipeline
 
 
 class MadAdPipeline(DiffusionPipeline):
@@ -41,6 +42,7 @@ class MadAdPipeline(DiffusionPipeline):
         scheduler: DDIMScheduler,
         contrast: str = "t1",
         grid: dict | None = None,  # of the slices that it was trained on, see scans.grid.Grid
+        normalise: str = "median",  # how scans are scaled, those it was trained on and others: see prepare_volume
         decision_threshold: float | None = None,  # of the anomaly map, from validation data
         num_inference_steps: int = DetectionSettings.num_inference_steps,  # from here on see DetectionSettings
         eta: float = DetectionSettings.eta,
@@ -56,12 +58,13 @@ class MadAdPipeline(DiffusionPipeline):
         settings = DetectionSettings.of(locals())
         if contrast not in BRIGHT_LESIONS:
             raise ValueError(f"no such contrast: {contrast!r}; choose one of {', '.join(BRIGHT_LESIONS)}")
+        check_normalisation(normalise, contrast)
         if decision_threshold is not None and not 0 <= decision_threshold <= 1:
             raise ValueError(f"decision_threshold lies between 0 and 1, not {decision_threshold}")
         super().__init__()
         self.register_modules(autoencoder=autoencoder, denoiser=denoiser, scheduler=scheduler)
         self.register_to_config(contrast=contrast, grid=grid or Grid().to_dict(), **asdict(settings))
-        self.register_to_config(decision_threshold=decision_threshold)
+        self.register_to_config(normalise=normalise, decision_threshold=decision_threshold)
         self.set_progress_bar_config(desc="healing", unit="slice-step", leave=False)
 
     @classmethod
@@ -83,15 +86,18 @@ class MadAdPipeline(DiffusionPipeline):
         *,
         z_range: Sequence | None = None,
         z_spacing: float | None = None,
+        normalise: str | None = None,
         **options,
     ) -> PreparedScan:
         """The scan's slices on this model's grid (not in the paper).
 
         z_range: (low, high) in MNI mm, z_spacing: mm from slice to slice, for a quick look; None: all slices.
-        options: brain, lesion, channel, register, as of prepare_volume. Returns a PreparedScan of (N, H, W) in
-        [-1, 1]. ScanError: a scan that cannot be used; ValueError, TypeError: arguments that make no sense.
+        normalise: None: as the model was trained. options: brain, lesion, channel, register, as of prepare_volume.
+        Returns a PreparedScan of (N, H, W) in [-1, 1]. ScanError: a scan that cannot be used; ValueError, TypeError:
+        arguments that make no sense.
         """
         grid = quick_look(Grid.from_dict(self.config.grid), z_range, z_spacing)
+        options |= {"normalise": normalise or self.config.normalise, "contrast": self.config.contrast}
         return prepare_volume(scan, grid=grid, **options)
 
     @torch.no_grad()
@@ -131,6 +137,7 @@ class MadAdPipeline(DiffusionPipeline):
         score: str = "image",
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        reconstruct: bool = True,
         progress: bool = True,
         callback_on_step_end: Callable | None = None,
         return_dict: bool = True,
@@ -145,6 +152,7 @@ class MadAdPipeline(DiffusionPipeline):
         num_inference_steps, eta, mask_threshold: as in DetectionSettings; None: the model's own.
         score: "image", or the ablations' "latent" or "mask". generator: give one to repeat a run with eta > 0.
         batch_size: slices at once; None: as many as fit; the result does not depend on it.
+        reconstruct: False: the output's reconstruction is None, unless the score needs it; saves half of the decoding.
         callback_on_step_end: (pipe, step, t, {"latents": z_t}) -> the same or None, after each step of a batch.
         Returns a MadAdOutput; return_dict=False: a tuple of it. ValueError, before any work: what makes no sense.
         """
@@ -177,8 +185,9 @@ class MadAdPipeline(DiffusionPipeline):
             parts = dict(sigma=sigma, batch_size=batch_size, device=device, generator=generator)
             options = dict(**parts, **settings.reverse(), on_step=on_step)
             result = reverse_in_groups(self.denoiser, z0, self.scheduler, groups, **options)
-        decoded = (self.decode(z, batch_size) for z in (z0, result.latent))
-        reconstruction, healed = (torch.where(brain, x, -1.0) for x in decoded)  # (N, 1, H, W) each
+        wanted = [result.latent, z0] if reconstruct or settings.reference != "input" else [result.latent]
+        decoded = [torch.where(brain, self.decode(z, batch_size), -1.0) for z in wanted]
+        healed, reconstruction = (*decoded, None)[:2]  # (N, 1, H, W) each
         self.maybe_free_model_hooks()
         smooth = dict(sigma=settings.sigma, brain=brain)
         if score == "latent":
@@ -202,4 +211,5 @@ def load_parts(autoencoder: str | os.PathLike, denoiser: str | os.PathLike, **se
     settings: of MadAdPipeline. WeightsError: a folder that is missing, damaged or not what it should be.
     """
     parts = read_model(AutoencoderKL, autoencoder), read_model(Denoiser, denoiser)
+    check_pair(*parts, denoiser)
     return MadAdPipeline(*parts, make_scheduler(), **settings)

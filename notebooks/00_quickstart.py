@@ -49,6 +49,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # `FULL_SETTINGS` is the one switch of this notebook. `False` simulates scans with voxels of 2 mm, which is quick. `True`
 # simulates them with 1 mm, as a T1 scan from a hospital has them. A GPU makes it faster but is not needed.
@@ -77,9 +81,8 @@ folder = (
     tempfile.TemporaryDirectory()
 )  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)  # put a folder of yours here to keep the results
-print(
-    f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
-)
+print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__},", end=" ")
+print(f"diffusers {diffusers.__version__}")
 print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the CPU does it all")
 
 # %% [markdown]
@@ -112,7 +115,7 @@ plotting.volume_view(scan, point=middle, title="A simulated patient, T1")
 # ## 3. The whole method in three lines
 #
 # `from_pretrained("t1")` loads the weights that come with this package, for T1 scans. Calling the pipeline on the file does
-# the rest: it brings the scan to standard space, cuts it into slices, heals them and compares. The `generator`
+# the rest: it brings the scan to standard space (that of MNI152, an average head), cuts it into slices, heals them and compares. The `generator`
 # fixes the random numbers, so that you get the same map each time. On a CPU this takes some ten seconds.
 
 # %%
@@ -258,7 +261,7 @@ plotting.detection_figure(calm, int(calm.anomaly_map.sum((1, 2, 3)).argmax()))
 # **false alarm**. On real scans there are more, most often at the surface of the brain and around fluid, where people differ most.
 # One patient and one healthy subject prove nothing; notebook 07 counts over many.
 #
-# Both in one widget: choose a subject with one click, then a slice and a threshold. Dice, false alarms and the point on the curve belong to the whole volume and move together. (It
+# Both in one widget: choose a subject with one click, then a slice and a threshold. Dice, false alarms and the point on the precision-recall curve (which share of what is found is lesion, and which share of the lesion is found) belong to the whole volume and move together. (It
 # needs a running kernel; what you see without one is a picture of it.)
 
 # %%
@@ -347,7 +350,7 @@ import checks  # the file beside this notebook
 eta = None  # your answer
 
 # %%
-checks.solved(checks.check_00_eta, eta)
+checks.run(checks.check_00_eta, eta)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -369,9 +372,11 @@ def dice(found, lesion):
 
 
 # %%
-checks.solved(checks.check_00_dice, dice)
+checks.run(checks.check_00_dice, dice)
 
 # %% [markdown]
+# *What you should see*: `dice((out.anomaly_map[k, 0] >= threshold).numpy(), truth[k])` gives the number over the right picture of section 6, 0.90.
+#
 # <details><summary>Hint 1</summary>
 #
 # `found & lesion` is true where both are; `.sum()` counts.

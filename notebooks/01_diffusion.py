@@ -34,6 +34,8 @@
 #
 # **How long it takes:** about 2 minutes on two CPU cores.
 #
+# **Symbols** are those of [the notation page](../docs/notation.md), which also has a glossary. Here there are $T = 100$ noise levels, later 10.
+#
 # ## 1. Set-up
 #
 # The first cell installs the package where it is missing (in Colab); elsewhere it does nothing. It leaves the
@@ -47,6 +49,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
+
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -106,9 +112,8 @@ def scatter(panels, titles):
 
 
 noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-print(
-    f"distance to the data: of its own points {distance(x0):.3f}, of Gaussian noise {distance(noise):.3f}"
-)
+near, far = distance(x0), distance(noise)
+print(f"distance to the data: of its own points {near:.3f}, of Gaussian noise {far:.3f}")
 assert distance(x0) == 0 and distance(noise) > 0.1
 scatter([x0, noise], ["the data, $x_0$", "Gaussian noise"])
 
@@ -172,9 +177,8 @@ at_once = abar[40].sqrt() * start + (1 - abar[40]).sqrt() * torch.randn(
     start.shape, generator=generator
 )
 for name, points in {"chain": by_chain, "formula": at_once}.items():
-    print(
-        f"{name:8} mean {points.mean(0).tolist()[0]:+.3f} {points.mean(0).tolist()[1]:+.3f}, spread {points.std(0).mean():.3f}"
-    )
+    x, y = points.mean(0).tolist()
+    print(f"{name:8} mean {x:+.3f} {y:+.3f}, spread {points.std(0).mean():.3f}")
 assert torch.allclose(by_chain.mean(0), at_once.mean(0), atol=0.03)
 assert torch.allclose(by_chain.std(0), at_once.std(0), atol=0.02)
 
@@ -222,10 +226,9 @@ for t in (5, 50, 95):
     assert torch.allclose(x0_from_eps(x_t, eps, t), x0, atol=1e-3) and torch.allclose(
         x0_from_v(x_t, v, t), x0, atol=1e-4
     )
-    cost = ((1 - abar[t]) / abar[t]).sqrt()
-    print(
-        f"t = {t:2}: an error of 0.1 in eps becomes {0.1 * cost:.2f} in x0, one in v becomes {0.1 * (1 - abar[t]).sqrt():.2f}"
-    )
+    of_eps, of_v = ((1 - abar[t]) / abar[t]).sqrt(), (1 - abar[t]).sqrt()
+    print(f"t = {t:2}: an error of 0.1 in eps becomes {0.1 * of_eps:.2f} in x0,", end=" ")
+    print(f"one in v becomes {0.1 * of_v:.2f}")
 
 # %% [markdown]
 # ## 5. A diffusion model in forty lines
@@ -277,8 +280,9 @@ def train_points(steps, seed=0):
 
 model, losses = train_points(POINT_STEPS)
 print(
-    f"loss: {np.mean(losses[:20]):.2f} at first, {np.mean(losses[-100:]):.2f} at the end; always answering 0 would score 1.00"
+    f"loss: {np.mean(losses[:20]):.2f} at first, {np.mean(losses[-100:]):.2f} at the end;", end=" "
 )
+print("always answering 0 would score 1.00")
 assert np.mean(losses[-100:]) < 0.9 * np.mean(losses[:20])
 
 # %% [markdown]
@@ -319,13 +323,13 @@ scatter([seen[t] for t in (80, 40, 20, 8, 0)], [f"t = {t}" for t in (80, 40, 20,
 # %% [markdown]
 # ## 7. Fewer steps: DDIM and $\eta$
 #
-# A hundred evaluations for every sample is slow. DDIM writes the step in another way. It takes $\hat x_0$, and goes straight to level $s < t$ by putting noise of level $s$ back:
+# A hundred evaluations for every sample is slow. DDIM writes the step in another way. It takes $\hat x_0$, and goes straight to a level $t' < t$ by putting noise of level $t'$ back:
 #
-# $$ x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1 - \bar\alpha_s - \sigma_t^2}\;\hat\varepsilon + \sigma_t\,\varepsilon,
-#    \qquad \sigma_t = \eta \sqrt{\tfrac{1 - \bar\alpha_s}{1 - \bar\alpha_t}\big(1 - \tfrac{\bar\alpha_t}{\bar\alpha_s}\big)} . $$
+# $$ x_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{1 - \bar\alpha_{t'} - \sigma_t^2}\;\hat\varepsilon + \sigma_t\,\varepsilon,
+#    \qquad \sigma_t = \eta \sqrt{\tfrac{1 - \bar\alpha_{t'}}{1 - \bar\alpha_t}\big(1 - \tfrac{\bar\alpha_t}{\bar\alpha_{t'}}\big)} . $$
 #
 # The noise that it puts back is partly the one that the network found, $\hat\varepsilon$, partly fresh. $\eta$ says how much is fresh: with $\eta = 0$ nothing is random any more after the start, with $\eta = 1$ and every
-# level visited it *is* DDPM. And $s$ need not be $t - 1$.
+# level visited it *is* DDPM. And $t'$ (`s` in the code) need not be $t - 1$.
 
 
 # %%
@@ -415,9 +419,8 @@ def slices_of(seed, **options):
 
 volumes = [slices_of(seed)[0] for seed in range(50, 58)]
 slices = torch.cat([v[8:22] for v in volumes])  # (N, 1, 32, 32), those with much brain
-print(
-    f"{len(slices)} slices of {tuple(slices.shape[1:])}, from {slices.min():.0f} to {slices.max():.0f}"
-)
+low, high = slices.min(), slices.max()
+print(f"{len(slices)} slices of {tuple(slices.shape[1:])}, from {low:.0f} to {high:.0f}")
 
 
 def show(images, titles, columns=8, outline=None):
@@ -474,9 +477,9 @@ for _ in tqdm(range(SLICE_STEPS), desc="slices", mininterval=1.0):
     schedule.step()
     losses.append(loss.item())
 unet.eval()
-print(
-    f"loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-30:]):.3f}; {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} million parameters"
-)
+million = sum(p.numel() for p in unet.parameters()) / 1e6
+print(f"loss {np.mean(losses[:10]):.2f} -> {np.mean(losses[-30:]):.3f};", end=" ")
+print(f"{million:.1f} million parameters")
 assert np.mean(losses[-30:]) < np.mean(losses[:10]) / 3
 
 # %% [markdown]
@@ -487,7 +490,10 @@ assert np.mean(losses[-30:]) < np.mean(losses[:10]) / 3
 # NBVAL_IGNORE_OUTPUT
 @torch.no_grad()
 def denoise(x, levels, eta=0.0, generator=None, between=None):
-    """DDIM through the levels, from high to low, then to no noise. between(x, s): called after each step to level s."""
+    """DDIM through the levels, from high to low, then to no noise.
+
+    between(x, s): called after each step to level s.
+    """
     for t, s in zip(levels, [*levels[1:], -1]):
         a_s = abar[s] if s >= 0 else torch.tensor(1.0)
         x0_hat = unet(x, torch.full((len(x),), t)).sample.clamp(-1, 1)
@@ -507,11 +513,10 @@ nearest = (
     torch.cdist(drawn.flatten(1), slices.flatten(1)).min(1).values / 32
 )  # root mean square, pixels
 far = torch.cdist(start.clamp(-1, 1).flatten(1), slices.flatten(1)).min(1).values / 32
-print(
-    f"root mean square difference to the nearest slice that was trained on: {nearest.mean():.2f}; of noise: {far.mean():.2f}"
-)
+print("root mean square difference to the nearest slice that was trained on:", end=" ")
+print(f"{nearest.mean():.2f}; of noise: {far.mean():.2f}")
 assert nearest.mean() < far.mean() / 2
-show(drawn, ["drawn"] * 8)
+show(drawn, [f"new brain {i}" for i in range(1, 9)])
 
 # %% [markdown]
 # Brain-like, and not sharp: a minute, eight people.
@@ -535,9 +540,8 @@ healed = {
 inside, outside = lesion & brain, ~lesion & brain
 print("mean change       in the lesion   elsewhere")
 for t, x in healed.items():
-    print(
-        f"noised to t = {t}{(x - sick).abs()[inside].mean():14.2f}{(x - sick).abs()[outside].mean():13.2f}"
-    )
+    change = (x - sick).abs()
+    print(f"noised to t = {t}{change[inside].mean():14.2f}{change[outside].mean():13.2f}")
 gain = [(x - sick).abs()[inside].mean() for x in healed.values()]
 loss_elsewhere = [(x - sick).abs()[outside].mean() for x in healed.values()]
 assert gain[-1] > gain[0] and loss_elsewhere[-1] > loss_elsewhere[0]
@@ -554,9 +558,9 @@ show(
 # ## 10. If one knew where: filling a hole
 #
 # Suppose somebody told us where the lesion is. Then we could keep the rest. At every level we put the patient's own pixels back, noised to that level, and let the model
-# speak only inside the mask $M$:
+# speak only inside the mask $M$, which is 1 in the hole and 0 elsewhere:
 #
-# $$ x_s \leftarrow M \odot x_s + (1 - M) \odot \big(\sqrt{\bar\alpha_s}\,x_0 + \sqrt{1 - \bar\alpha_s}\,\varepsilon\big) . $$
+# $$ x_{t'} \leftarrow M \odot x_{t'} + (1 - M) \odot \big(\sqrt{\bar\alpha_{t'}}\,x_0 + \sqrt{1 - \bar\alpha_{t'}}\,\varepsilon\big) . $$
 #
 # The model was never taught to fill holes. Yet at each step it sees the surroundings, and what it puts into the hole has to fit them.
 
@@ -578,9 +582,9 @@ filled = denoise(
     generator=generator,
     between=keep_the_rest,
 )
-print(
-    f"change: {(filled - sick).abs()[inside].mean():.2f} in the lesion, {(filled - sick).abs()[~M & brain].mean():.2f} outside the mask"
-)
+change = (filled - sick).abs()
+print(f"change: {change[inside].mean():.2f} in the lesion,", end=" ")
+print(f"{change[~M & brain].mean():.2f} outside the mask")
 assert (filled - sick).abs()[inside].mean() > 0.15 and torch.equal(filled[~M], sick[~M])
 show(
     [sick[0], healed[80][0], filled[0]],
@@ -622,7 +626,7 @@ import checks  # the file beside this notebook
 abar_200_at_99 = None  # your answer, a number
 
 # %%
-checks.solved(checks.check_01_abar, abar_200_at_99)
+checks.run(checks.check_01_abar, abar_200_at_99)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -642,9 +646,11 @@ def eps_from_v(x_t, v, t):
 
 
 # %%
-checks.solved(checks.check_01_eps_from_v, eps_from_v)
+checks.run(checks.check_01_eps_from_v, eps_from_v)
 
 # %% [markdown]
+# *What you should see*: with `x_t` and `v` as section 4 makes them, `(eps_from_v(x_t, v, t) - eps).abs().max()` is below $10^{-5}$ at every level.
+#
 # <details><summary>Hint 1</summary>
 #
 # $x_t$ and $v$ are two equations for the two unknowns $x_0$ and $\varepsilon$.
@@ -668,12 +674,19 @@ def forward_step(x, t, eps):
 
 
 # %%
-checks.solved(checks.check_01_forward_step, forward_step)
+checks.run(checks.check_01_forward_step, forward_step)
 
 # %% [markdown]
-# <details><summary>Hint</summary>
+# *What you should see*: called for $t = 0, 1, \ldots, 99$ in a row, each time with fresh noise, it draws the row of clouds of section 3, from a brain to a round cloud with the spread 1.
 #
-# The first equation of section 3; `beta[t]` belongs to the step that *ends* at level $t$.
+# <details><summary>Hint 1</summary>
+#
+# The first equation of section 3.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# `beta[t]` belongs to the step that *ends* at level $t$. The factors are its square root and that of `1 - beta[t]`.
 #
 # </details>
 #

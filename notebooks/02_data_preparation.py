@@ -37,6 +37,8 @@
 # **How long it takes:** about a minute on two CPU cores; the same on a Colab T4, for nothing here uses a GPU. With the full settings
 # about five minutes (estimated, not measured).
 #
+# **Symbols** are those of [the notation page](../docs/notation.md), which also has a glossary.
+#
 # ## 1. Set-up
 #
 # The first cell installs the package where it is missing (in Colab); elsewhere it does nothing. It leaves the
@@ -50,6 +52,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
+
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
 
 # %% [markdown]
 # `FULL_SETTINGS = True` simulates voxels of 1 mm instead of 2 mm and more subjects, and uses all cores.
@@ -196,12 +202,12 @@ assert (
 # %% [markdown]
 # ## 4. Registration: everybody in the same place
 #
-# In a scanner heads lie as they lie: turned, shifted, tilted. **Registration** finds the transformation $T$ that brings a scan to
+# In a scanner heads lie as they lie: turned, shifted, tilted. **Registration** finds the transformation $R$ that brings a scan to
 # a standard brain, the MNI152 template (an average of 152 people):
 #
-# $$ p_\text{MNI} = T\, p_\text{scan} = T A\, (i, j, k, 1)^\top . $$
+# $$ p_\text{MNI} = R\, p_\text{scan} = R A\, (i, j, k, 1)^\top . $$
 #
-# We use an *affine* $T$: shift, rotation, size and shear, 12 numbers. More would be worse: a transformation that can bend
+# We use an *affine* $R$: shift, rotation, size and shear, 12 numbers. More would be worse: a transformation that can bend
 # everything could bend a lesion away. The 12 numbers are found by maximising the *mutual information* of the two images,
 # which asks only that equal tissues go with equal tissues; so the contrast may differ.
 #
@@ -263,9 +269,8 @@ points = apply_affine(A, np.argwhere(mask)[::200])  # some points of the brain, 
 distance = np.linalg.norm(
     apply_affine(T_askew @ movement, points) - apply_affine(T_straight, points), axis=1
 )
-print(
-    f"askew and straight end {distance.mean():.1f} mm apart on average, {distance.max():.1f} mm at most"
-)
+print(f"askew and straight end {distance.mean():.1f} mm apart on average,", end=" ")
+print(f"{distance.max():.1f} mm at most")
 assert distance.mean() < 3
 
 # %% [markdown]
@@ -312,7 +317,7 @@ heights = [24, 34, 44, 54, 64]  # axial slices of the scan
 picture, *masks = (
     volume.transpose(2, 1, 0)[heights, ::-1] for volume in (head / level - 1, *outlines.values())
 )
-titles = [f"{way}, {h}" for way in outlines for h in heights]
+titles = [f"{way}, {apply_affine(A, (0, 0, h))[2]:+.0f} mm" for way in outlines for h in heights]
 plotting.slice_grid(
     np.concatenate([picture] * 2), titles=titles, truth=np.concatenate(masks), columns=5
 )
@@ -323,10 +328,10 @@ plotting.slice_grid(
 #
 # ## 6. Brightness: one scale for all
 #
-# The numbers in an MR scan have no unit. One scanner's white matter is 400, another's 900. We divide by the median $m$ inside the
+# The numbers $I$ in an MR scan have no unit. One scanner's white matter is 400, another's 900. We divide by the median $m$ inside the
 # brain and bring the result to $[-1, 1]$:
 #
-# $$ x = \mathrm{clip}\!\left( \frac{v}{m} - 1,\ -1,\ 1 \right). $$
+# $$ x_0 = \mathrm{clip}\!\left( \frac{I}{m} - 1,\ -1,\ 1 \right). $$
 #
 # So the middle of the brain is at 0, the background at exactly $-1$, and whatever is twice as bright as the median or more at 1. Why
 # the median? Because one bad voxel, or a lesion, must not move the scale. (Exercise 4 tries it.) Below is the formula in Python; then the
@@ -393,9 +398,8 @@ manifests = {
 for site, manifest in manifests.items():
     for split in ("train", "val", "test"):
         groups = [s["group"] for s in manifest.scans(split)]
-        print(
-            f"site {site} {split:5}: {groups.count('normal')} normal, {groups.count('patient')} patients"
-        )
+        well, sick = groups.count("normal"), groups.count("patient")
+        print(f"site {site} {split:5}: {well} normal, {sick} patients")
     assert not manifest.skipped and all(s["group"] == "normal" for s in manifest.scans("train"))
 
 entry = manifests["A"].scans("test")[-1]
@@ -522,7 +526,7 @@ plotting.slice_grid(side, titles=list(checked), truth=np.stack([outline] * len(s
 
 # %%
 def quality(pixels, brain, index):
-    """Correlation with the template's slices, missing ones counting as background; brain volume in mL."""
+    """Correlation with the template's slices (a missing one is background); brain volume in mL."""
     volume = np.full(mni.image.shape, -1.0)
     for place, z in enumerate(mni.geometry.slice_index):
         if z in index:
@@ -541,7 +545,10 @@ flagged = [name for name, row in zip(checked, values) if (np.abs(row - centre) >
 print("flagged:", flagged)
 assert flagged == ["upside down", "cut off"]
 plotting.compare_methods(
-    {n: {"agreement": a, "brain volume, L": v / 1000} for n, (a, v) in zip(checked, values)},
+    {
+        n: {"correlation with the template": a, "brain volume, L": v / 1000}
+        for n, (a, v) in zip(checked, values)
+    },
     highlight="none",
 )
 
@@ -549,9 +556,9 @@ plotting.compare_methods(
 # ## 10. The way back, exactly
 #
 # A map on our grid is of no use to a doctor; it must return to the scan. Everything that was done is kept as matrices in
-# the `Geometry`: scan affine $A$, registration $T$, grid affine $G$. A voxel $v$ of the scan lies in the grid at
+# the `Geometry`: scan affine $A$, registration $R$, grid affine $A_\text{grid}$. The voxel $(i, j, k)$ of the scan lies in the grid at
 #
-# $$ v_\text{grid} = G^{-1}\, T\, A\ v , $$
+# $$ (i, j, k, 1)_\text{grid}^\top = A_\text{grid}^{-1}\, R\, A\, (i, j, k, 1)^\top , $$
 #
 # so the map is read there, with one interpolation. The affine of the result is the scan's own, number by number. We test it with the hardest
 # thing at hand, the lesion of a patient, on a scan that was registered: does the lesion come back to where it was? (Its shape is smoothed a
@@ -647,9 +654,8 @@ for layout, files in names.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (found_scan,) = find_scans(WORK / "layouts" / layout, contrast="t1")
-    print(
-        f"{layout}: subject {found_scan.subject}, {found_scan.group}, lesion mask: {found_scan.lesion is not None}"
-    )
+    lesion_file = "with a lesion mask" if found_scan.lesion else "no lesion mask"
+    print(f"{layout}: subject {found_scan.subject}, {found_scan.group}, {lesion_file}")
 assert found_scan.subject == "anna" and found_scan.lesion.name == "anna_t1_lesion.nii.gz"
 
 # %% [markdown]
@@ -689,7 +695,7 @@ import checks  # the file beside this notebook
 in_both = None  # your answer
 
 # %%
-checks.solved(checks.check_02_split, in_both)
+checks.run(checks.check_02_split, in_both)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -711,9 +717,11 @@ def voxel_of(affine, xyz):
 
 
 # %%
-checks.solved(checks.check_02_voxel_of, voxel_of)
+checks.run(checks.check_02_voxel_of, voxel_of)
 
 # %% [markdown]
+# *What you should see*: section 2 printed where voxel (10, 20, 30) lies; `voxel_of(A, (-61, -77, -20))` leads back to it.
+#
 # <details><summary>Hint 1</summary>
 #
 # `np.linalg.inv(affine)` leads from millimetres to voxels; `apply_affine` applies it.
@@ -733,14 +741,16 @@ checks.solved(checks.check_02_voxel_of, voxel_of)
 
 # %%
 def normalised(values, brain):
-    """values: a scan. brain: bool, of the same shape. Returns values in [-1, 1], the brain's median at 0."""
+    """values: a scan. brain: bool, its shape. Returns values in [-1, 1], the median at 0."""
     raise NotImplementedError  # your lines
 
 
 # %%
-checks.solved(checks.check_02_normalised, normalised)
+checks.run(checks.check_02_normalised, normalised)
 
 # %% [markdown]
+# *What you should see*: `plotting.intensity_histogram([normalised(data, mask)], [mask])` has the shape of section 6's, with the dashed line of the median at 0.
+#
 # <details><summary>Hint 1</summary>
 #
 # `np.median(values[brain])` is $m$.

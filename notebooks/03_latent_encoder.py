@@ -34,6 +34,8 @@
 #
 # **How long it takes:** about 3 minutes on two CPU cores; about half an hour on a Colab T4 with the large settings (estimated, not measured).
 #
+# **Symbols** are those of [the notation page](../docs/notation.md), which also has a glossary.
+#
 # ## 1. Set-up
 #
 # The first cell installs the package where it is missing (in Colab); elsewhere it does nothing. It leaves the
@@ -47,6 +49,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+https://github.com/madad-lite/madad-lite"
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
+
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
 
 # %% [markdown]
 # `FULL_SETTINGS` is the one switch of this notebook. `False` trains a small autoencoder, about a minute on two idle CPU cores and several on busy ones.
@@ -94,9 +100,8 @@ folder = (
     tempfile.TemporaryDirectory()
 )  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)
-print(
-    f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
-)
+print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__},", end=" ")
+print(f"diffusers {diffusers.__version__}")
 print("GPU:", torch.cuda.get_device_name() if DEVICE == "cuda" else "none, the CPU does it all")
 
 # %% [markdown]
@@ -155,23 +160,27 @@ assert z0[0].numel() * 4 == x0[0].numel()  # a quarter of the numbers
 # ## 4. What it keeps: encode, decode, compare
 #
 # The decoder turns the latent back into a slice, the *reconstruction*. What the reconstruction lacks is lost for good.
-# The two look alike; their difference, enlarged five times, shows what is lost.
+# The two look alike; their difference, on a scale of its own, shows what is lost: red where the reconstruction is too bright, blue where it is too dark.
 
 # %%
 reconstruction = torch.where(brain, pipe.decode(z0), -1.0)  # (N, 1, H, W)
 
 
-def pictures(images, titles, **options):
-    """Pictures in a row on one scale, with a colour bar."""
-    size = (2.3 * len(images) + 0.6, 2.5)
-    fig, axes = plt.subplots(1, len(images), figsize=size, layout="constrained", squeeze=False)
-    for ax, image, title in zip(axes[0], images, titles, strict=True):
-        drawn = ax.imshow(
-            np.squeeze(np.asarray(image)), **{"cmap": "gray", "vmin": -1, "vmax": 1, **options}
-        )
+SLICE = ("gray", -1, 1, "intensity")  # colour map, its two ends, what its bar says
+ERROR = ("RdBu_r", -0.25, 0.25, "error of the intensity")  # red: too bright, blue: too dark
+
+
+def pictures(*panels):
+    """Pictures in a row: (image, title, look) each. Neighbours of one look share a colour bar."""
+    size = (2.6 * len(panels), 2.3)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for i, (ax, (image, title, look)) in enumerate(zip(axes[0], panels)):
+        cmap, vmin, vmax, label = look
+        drawn = ax.imshow(np.squeeze(np.asarray(image)), cmap=cmap, vmin=vmin, vmax=vmax)
         ax.set_title(title, fontsize=9)
         ax.axis("off")
-    fig.colorbar(drawn, ax=axes, shrink=0.8)
+        if i + 1 == len(panels) or panels[i + 1][2] is not look:
+            fig.colorbar(drawn, ax=ax, shrink=0.8, label=label)
     plt.close(fig)
     return fig
 
@@ -179,7 +188,9 @@ def pictures(images, titles, **options):
 k = shown[1]
 error = reconstruction - x0
 pictures(
-    [x0[k], reconstruction[k], 5 * error[k]], ["slice", "reconstruction", "error, 5 times enlarged"]
+    (x0[k], "slice", SLICE),
+    (reconstruction[k], "reconstruction", SLICE),
+    (error[k], "reconstruction minus slice", ERROR),
 )
 
 # %% [markdown]
@@ -218,6 +229,7 @@ plotting.compare_methods({name: {"PSNR (dB)": value} for name, value in quality.
 # On the same grid of 24 x 24 places the autoencoder is far better. With the same *number of values*, 48 x 48, plain shrinking
 # does about as well! So what an autoencoder buys is not fewer numbers but **fewer places with more said about each**: a
 # quarter of the places for the diffusion network to visit, a sixteenth of the pairs of places for its attention.
+#
 # ### Which structures suffer?
 #
 # A single number hides where the errors are. First by **edges**: we sort the brain's pixels by how steeply the intensity
@@ -275,9 +287,8 @@ pair = torch.from_numpy(np.stack([before.image[n], after.image[n]]))[
 lesion = torch.from_numpy(after.lesion[n])  # (H, W)
 decoded = pipe.decode(pipe.encode(pair))
 darker = [(x[0] - x[1])[0][lesion].mean() for x in (pair, decoded)]  # by the stroke: truth, decoded
-print(
-    f"the stroke darkens the slice by {darker[0]:.2f}; of that {darker[1] / darker[0]:.0%} survive"
-)
+print(f"the stroke darkens the slice by {darker[0]:.2f} (of a range of 2);", end=" ")
+print(f"of that {darker[1] / darker[0]:.0%} survive")
 assert darker[1] > 0.7 * darker[0]
 plotting.slice_grid(
     torch.cat([pair, decoded]),
@@ -320,11 +331,16 @@ side = slice(
 )  # the cell itself and two cells on each side: 5 x 5 cells
 share = influence[side, side].sum() / influence.sum()
 assert share > 0.5
-pictures([x0[k], 2 * influence / influence.max() - 1], ["slice", "pixels that one cell sees"])
+seen = influence / influence.max()
+pictures(
+    (x0[k], "slice", SLICE),
+    (seen, "pixels that one cell sees", ("viridis", 0, 1, "share of the strongest influence")),
+)
 
 # %% [markdown]
 # More than half of the cell's sensitivity lies within two cells of it. It sees its own patch and some of the
 # neighbourhood, not the whole brain. (Exercise 4 asks the same of the decoder.)
+#
 # ### A lesion in the latent
 #
 # We have the same slice without and with a stroke. What does the stroke change in the latent?
@@ -344,10 +360,8 @@ in_lesion, far = d[covered > 0.5].mean(), d[~near].mean()
 print(f"mean change: {in_lesion:.2f} in the lesion, {far:.3f} far from it")
 assert in_lesion > 3 * far
 pictures(
-    [covered, d / d.max()],
-    ["lesion's share of each cell", "change of the latent"],
-    vmin=0,
-    cmap="viridis",
+    (covered, "how much of each cell is lesion", ("viridis", 0, 1, "share of the cell")),
+    (d, "change of the latent", ("viridis", 0, d.max(), "length of the change $d$")),
 )
 
 # %% [markdown]
@@ -356,13 +370,13 @@ pictures(
 #
 # ## 6. Not a point but a cloud: the posterior
 #
-# The encoder does not give one latent. It gives a mean $\mu$ and a standard deviation $\sigma$ for each value: the
-# *posterior* $q(z \mid x) = \mathcal N(\mu, \sigma^2)$. While training, a **sample** is decoded,
+# The encoder does not give one latent. It gives a mean $\mu_q$ and a standard deviation $\sigma_q$ for each value: the
+# *posterior* $q(z \mid x_0) = \mathcal N(\mu_q, \sigma_q^2)$. While training, a **sample** is decoded,
 #
-# $$ z = \mu + \sigma \odot \varepsilon, \qquad \varepsilon \sim \mathcal N(0, 1), $$
+# $$ z = \mu_q + \sigma_q \odot \varepsilon, \qquad \varepsilon \sim \mathcal N(0, 1), $$
 #
 # so that the decoder learns to accept a whole neighbourhood of latents, the ones the diffusion model will make included.
-# At test time we take the **mode**, which is $\mu$: no randomness.
+# At test time we take the **mode**, which is $\mu_q$: no randomness.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -382,9 +396,9 @@ assert sigma.median() < mu.std() / 3
 # How far may the posterior be from a standard normal distribution? Training charges for the distance, the
 # **Kullback-Leibler divergence**, for each latent value
 #
-# $$ \mathrm{KL}\big(q \,\Vert\, \mathcal N(0,1)\big) = \tfrac12 \left( \mu^2 + \sigma^2 - 1 - \ln \sigma^2 \right). $$
+# $$ \mathrm{KL}\big(q \,\Vert\, \mathcal N(0,1)\big) = \tfrac12 \left( \mu_q^2 + \sigma_q^2 - 1 - \ln \sigma_q^2 \right). $$
 #
-# It is zero exactly when $\mu = 0$ and $\sigma = 1$, and then the latent says nothing about the slice.
+# It is zero exactly when $\mu_q = 0$ and $\sigma_q = 1$, and then the latent says nothing about the slice.
 
 # %%
 kl = 0.5 * (mu**2 + sigma**2 - 1 - (sigma**2).log())  # (N, C, h, w)
@@ -401,7 +415,10 @@ print("weight of the KL in our training:", AutoencoderConfig().kl_weight)
 
 # %%
 invented = pipe.decode(torch.randn(1, *z0.shape[1:], generator=torch.Generator().manual_seed(1)))
-pictures([reconstruction[k], invented[0]], ["decoded: latent of a slice", "decoded: pure noise"])
+pictures(
+    (reconstruction[k], "decoded: latent of a slice", SLICE),
+    (invented[0], "decoded: pure noise", SLICE),
+)
 
 # %% [markdown]
 # ## 7. The scaling $s = 1/\mathrm{std}$
@@ -409,7 +426,7 @@ pictures([reconstruction[k], invented[0]], ["decoded: latent of a slice", "decod
 # The forward process will mix latents with noise of standard deviation 1. Which mixture is "half noise" depends on how
 # large latents are. So they are multiplied by a constant that gives them unit spread,
 #
-# $$ z_0 = s \cdot \mu, \qquad s = \frac{1}{\mathrm{std}(\mu)} \ \text{ over all values of the training latents.} $$
+# $$ z_0 = s \cdot \mu_q, \qquad s = \frac{1}{\mathrm{std}(\mu_q)} \ \text{ over all values of the training latents.} $$
 #
 # You will meet the number 0.18215 in other people's code. It is $1/\mathrm{std}$ for *Stable Diffusion's* autoencoder
 # on photographs, and right for nothing else.
@@ -492,7 +509,11 @@ with torch.no_grad():
 print(f"loss: {losses[0]:.2f} at first, {losses[-1]:.3f} at the end")
 print(f"PSNR: {psnr(first_decoded, x0, brain):.1f} dB, the shipped one {shipped_psnr:.1f} dB")
 assert losses[-1] < losses[0] / 3 and psnr(first_decoded, x0, brain) < shipped_psnr
-pictures([x0[k], first_decoded[k], 5 * (first_decoded - x0)[k]], ["slice", "decoded", "error, x 5"])
+pictures(
+    (x0[k], "slice", SLICE),
+    (first_decoded[k], "yours, decoded", SLICE),
+    ((first_decoded - x0)[k], "decoded minus slice", ERROR),
+)
 
 # %% [markdown]
 # Fifty lines and a few seconds give a brain, with its folds blurred. What it lacks: depth, time, and slices in random contrasts. The package's adds these and
@@ -549,8 +570,12 @@ print(f"PSNR: yours {own_psnr:.1f} dB, the shipped one {shipped_psnr:.1f} dB")
 assert shipped_psnr > own_psnr
 assert own_psnr > 15
 m = len(own_error) // 2
-titles = ["slice", "yours, decoded", "your error, x 5", "the shipped one's, x 5"]
-pictures([own_test.image[m], own_decoded[m], 5 * own_error[m], 5 * error[k]], titles)
+pictures(
+    (own_test.image[m], "slice", SLICE),
+    (own_decoded[m], "yours, decoded", SLICE),
+    (own_error[m], "error of yours", ERROR),
+    (error[k], "error of the shipped one", ERROR),
+)
 
 # %% [markdown]
 # Look where yours still differs: it has the large shapes, and the fine folds are missing. So short a training even leaves it behind the small one that you built: it is deeper, and it has to
@@ -568,10 +593,9 @@ print("layout  parameters  f  pixel  one cell  latent of a slice  numbers in : o
 for (name, model), (size, mm) in zip(layouts.items(), [(96, 2), (256, 1)]):
     million, fold = sum(p.numel() for p in model.parameters()) / 1e6, downsampling(model)
     side, channels = size // fold, model.config.latent_channels
-    print(
-        f"{name:7} {million:8.1f} M  {fold}  {mm} mm   {fold * mm} mm      {channels} x {side} x {side}"
-        f"        {size**2 / (channels * side**2):.0f} : 1"
-    )
+    latent, ratio = f"{channels} x {side} x {side}", size**2 / (channels * side**2)
+    print(f"{name:7} {million:8.1f} M  {fold}  {mm} mm   {fold * mm} mm      ", end="")
+    print(f"{latent}        {ratio:.0f} : 1")
 assert round(million, 1) == 83.6 and fold == 8
 
 # %% [markdown]
@@ -606,7 +630,7 @@ import checks  # the file beside this notebook
 times = None  # your answer
 
 # %%
-checks.solved(checks.check_03_pairs, times)
+checks.run(checks.check_03_pairs, times)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -624,7 +648,7 @@ checks.solved(checks.check_03_pairs, times)
 scale = None  # your answer
 
 # %%
-checks.solved(checks.check_03_scale, scale)
+checks.run(checks.check_03_scale, scale)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -641,17 +665,19 @@ checks.solved(checks.check_03_scale, scale)
 
 # %%
 def kl(mu, sigma):
-    """mu, sigma: tensors of one shape, sigma > 0. Returns the divergence of each value, of the same shape."""
+    """mu, sigma: tensors of one shape, sigma > 0. Returns the divergence of each value."""
     raise NotImplementedError  # your lines
 
 
 # %%
-checks.solved(checks.check_03_kl, kl)
+checks.run(checks.check_03_kl, kl)
 
 # %% [markdown]
+# *What you should see*: drawn against $\mu_q$ at $\sigma_q = 1$ it is a parabola, 0 at $\mu_q = 0$ and 0.5 at $\mu_q = 1$; at $\mu_q = 0$ and $\sigma_q = 0.1$ it is 1.81.
+#
 # <details><summary>Hint 1</summary>
 #
-# $\ln \sigma^2 = 2 \ln \sigma$.
+# $\ln \sigma_q^2 = 2 \ln \sigma_q$.
 #
 # </details>
 # <details><summary>Hint 2</summary>
@@ -664,7 +690,7 @@ checks.solved(checks.check_03_kl, kl)
 # ### Exercise 4 (investigate): what one latent cell draws
 #
 # Section 5 asked which pixels one cell *sees*. Now ask which pixels it *draws*: add 2.0 to all four channels of the middle cell `[i, j]` of a copy of `z0[[k]]`, decode, and look at the absolute change
-# of the slice with `pictures`. Which share of it falls into the window `[side, side]`?
+# of the slice with `pictures((change, "change", ("viridis", 0, 1, "change of the intensity")))`. Which share of it falls into the window `[side, side]`?
 #
 # <details><summary>What to expect</summary>
 #

@@ -50,6 +50,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # From the package we take what surrounds the method: simulated subjects, the encoder, pictures. The names that begin with
 # `package` serve only to compare: the shipped network in section 8, our lines in section 9.
@@ -109,7 +113,7 @@ pipe = MadAdPipeline.from_pretrained("t1")
 
 
 def simulated(seed, **options):
-    """A simulated subject as slices: image (n, 1, H, W) in [-1, 1], brain and lesion (n, 1, H, W) bool."""
+    """A simulated subject's slices (n, 1, H, W): image in [-1, 1], brain and lesion bool."""
     subject = simulate_subject(seed, **options)
     parts = {"scan": subject.images["t1"], "brain": subject.brain, "lesion": subject.lesion}
     for name, image in parts.items():
@@ -122,7 +126,8 @@ def simulated(seed, **options):
 normal = [simulated(seed) for seed in range(4100, 4106)]
 x, x_brain, _ = (torch.cat(parts) for parts in zip(*normal))
 assert x.shape[1:] == (1, 96, 96) and x.min() == -1 and x.max() <= 1
-plotting.slice_grid(x[10::60, 0])
+shown = range(30, len(x), 60)
+plotting.slice_grid(x[shown, 0], titles=[f"slice {i + 1} of {len(x)}" for i in shown])
 
 # %% [markdown]
 # A latent cell counts as brain when at least half of its pixels are brain. Only such cells will be noised: noise on the
@@ -135,9 +140,8 @@ with torch.no_grad():
     mean, std = (torch.cat([getattr(p, k) for p in posterior]) * s for k in ("mean", "std"))
 cells = (F.avg_pool2d(x_brain.float(), 4) >= 0.5).float()  # (K, 1, h, w)
 K, C, h, w = mean.shape
-print(
-    f"{K} latents of {C} x {h} x {w}; spread {mean.std():.2f}; brain covers {cells.mean():.0%} of the cells"
-)
+print(f"{K} latents of {C} x {h} x {w}; spread {mean.std():.2f};", end=" ")
+print(f"brain covers {cells.mean():.0%} of the cells")
 assert (C, h, w) == (4, 24, 24) and abs(mean.std() - 1) < 0.25
 
 # %% [markdown]
@@ -156,21 +160,27 @@ plotting.slice_grid(sick[:, 0], titles=["the patient"], truth=truth[:, 0])
 # %% [markdown]
 # ## 3. Noise: how much, and where
 #
+# The whole method in one picture, training above, what happens to a patient's scan below, with the shape of every tensor. Lit is what comes next.
+
+# %%
+plotting.method("mask")
+
+# %% [markdown]
 # ### How much: the schedule
 #
 # Ten levels. Level $t$ leaves the share $\bar\alpha_t$ of the latent's variance and fills up with noise. The shares fall along
 # a cosine:
 #
 # $$ \bar\alpha_t = \prod_{i=0}^{t} (1 - \beta_i), \qquad
-#    \beta_i = \min\!\left(1 - \frac{f\big(\tfrac{i+1}{T}\big)}{f\big(\tfrac{i}{T}\big)},\ 0.999\right), \qquad
-#    f(u) = \cos^2\!\Big(\tfrac{u + 0.008}{1.008}\cdot\tfrac{\pi}{2}\Big). $$
+#    \beta_i = \min\!\left(1 - \frac{\cos^2\!\big(\tfrac{(i+1)/T + 0.008}{1.008}\tfrac{\pi}{2}\big)}
+#    {\cos^2\!\big(\tfrac{i/T + 0.008}{1.008}\tfrac{\pi}{2}\big)},\ 0.999\right). $$
 
 # %%
 T = 10
 
 
 def cosine_schedule(T: int = T) -> torch.Tensor:
-    """abar (T,): almost 1 at t = 0, almost 0 at t = T - 1, along a cosine (Nichol and Dhariwal 2021)."""
+    """abar (T,): from almost 1 to almost 0 along a cosine (Nichol and Dhariwal 2021)."""
     u = torch.arange(T + 1, dtype=torch.float64) / T
     f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -194,7 +204,7 @@ plotting.schedule(abar)
 def draw_mask(
     brain: torch.Tensor, generator: torch.Generator, max_ratio: float = 0.4
 ) -> torch.Tensor:
-    """M (N, 1, h, w): a random share of the patches of one random shape, on brain (N, 1, h, w) only."""
+    """M (N, 1, h, w): a random share of patches of one random shape, on brain (N, 1, h, w) only."""
     n, _, h, w = brain.shape
     sides, chances = (1, 2, 4, 8), torch.tensor([0.2, 0.3, 0.3, 0.2])
     drawn = torch.multinomial(chances, 2, replacement=True, generator=generator)
@@ -220,7 +230,7 @@ plotting.mask_examples(M_examples, brain=cells[[35]], images=x[35])
 #
 # ### The masked forward process
 #
-# Ordinary diffusion noises everything. MAD-AD noises where $M = 1$ and leaves the rest exactly as it was:
+# Ordinary diffusion noises everything. MAD-AD noises where $M = 1$ and leaves the rest exactly as it was. (So the paper's equations have it. A caption of the paper speaks of *non-masked* regions that are noised, and the authors' code stores the opposite of $M$; here 1 is noised, always.)
 #
 # $$ z_t = M \odot \big(\sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \varepsilon\big) + (1 - M) \odot z_0 . $$
 
@@ -249,14 +259,18 @@ plotting.forward_process(pipe.decode(z_levels), levels, mask=M, original=x[[35]]
 #
 # It has to answer two questions about $z_t$. *What was there?* is the latent head, *where is it noised?* the mask head. Both need
 # to see the whole brain, so below them sits a U-Net: it looks at the latent at three resolutions, 24, 12 and 6 cells wide.
-#
+
+# %%
+plotting.method("network")
+
+# %% [markdown]
 # Two building blocks. The first is a pair of convolutions with a way around them, so that the block only has to learn a *change*;
 # the noise level enters as a shift of the features.
 
 
 # %%
 class Block(nn.Module):
-    """Two convolutions around a residual connection; the noise level shifts the features in between."""
+    """Two convolutions and a way around them; the noise level shifts the features in between."""
 
     def __init__(self, c_in: int, c_out: int, c_time: int):
         super().__init__()
@@ -377,9 +391,8 @@ def two_losses(z0_hat, logits, z0, M) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 latent_loss, mask_loss = two_losses(z0_hat, logits, z0.expand_as(z0_hat), M.expand_as(logits))
-print(
-    f"untrained: latent loss {latent_loss:.2f}, mask loss {mask_loss:.2f} (a coin would have {math.log(2):.2f})"
-)
+print(f"untrained: latent loss {latent_loss:.2f}, mask loss {mask_loss:.2f}", end=" ")
+print(f"(a coin would have {math.log(2):.2f})")
 assert latent_loss > 0.1 and mask_loss > 0.3
 
 # %% [markdown]
@@ -400,7 +413,7 @@ def train(
     seed=0,
     on_step=None,
 ):
-    """Teach the network to find and undo noise in the latents of normal brains. Returns the losses of each step.
+    """Teach the network to find and undo noise in latents of normal brains. Returns the losses.
 
     mean, std: (K, C, h, w), the encoder's posterior of K slices. brain: (K, 1, h, w), 1 = brain.
     on_step: called with (step, latent loss, mask loss).
@@ -468,16 +481,12 @@ with torch.no_grad():
     z0_hat, logits = model(z_t, torch.tensor([9]))
 M_hat = logits.sigmoid()
 inside, outside = M_hat[M > 0].mean().item(), M_hat[M == 0].mean().item()
-error = ((z0_hat - z_other).square() * M).sum() / (M.sum() * C)
+block = M.expand_as(z_t) > 0  # (1, C, h, w)
+error, damage = ((z - z_other)[block].square().mean() for z in (z0_hat, z_t))
 print(f"mean chance of noise: {inside:.2f} in the block, {outside:.3f} elsewhere")
-print(
-    f"squared error of z0_hat in the block: {error:.2f}; of the noise that was there: {(z_t - z_other).square()[M.expand_as(z_t) > 0].mean():.2f}"
-)
-assert (
-    inside > 0.5
-    and outside < 0.15
-    and error < (z_t - z_other).square()[M.expand_as(z_t) > 0].mean() / 2
-)
+print(f"squared error of z0_hat in the block: {error:.2f};", end=" ")
+print(f"of the noise that was there: {damage:.2f}")
+assert inside > 0.5 and outside < 0.15 and error < damage / 2
 filled = torch.where(M_hat > 0.5, z0_hat, z_t)
 pictures = pipe.decode(torch.cat([z_other, z_t, z_t, filled]))[:, 0]
 nothing = torch.zeros_like(M)
@@ -490,7 +499,11 @@ plotting.mask_examples(
 # It finds the block and fills it with something brain-like, blurred: so little training cannot know better.
 #
 # ## 7. The selective reverse process
-#
+
+# %%
+plotting.method("reverse")
+
+# %% [markdown]
 # Now the idea of the paper. To a patient's latent we add **no noise at all**, and still run the process that removes noise, from
 # $t = 9$ down to $0$. At each step only the cells that the network takes for noise are replaced:
 #
@@ -514,10 +527,10 @@ plotting.mask_examples(
 # %%
 @torch.no_grad()
 def selective_reverse(model, z0, *, eta=0.5, threshold=0.5, generator=None, noises=None):
-    """Heal a latent, to which no noise was added: t = T - 1 .. 0, replacing only what the network takes for noise.
+    """Heal a latent that was not noised: only what the network takes for noise is replaced.
 
-    Returns the healed latent (N, C, h, w) and M_hat of each step (T, N, 1, h, w). noises: (T, N, C, h, w), the
-    Gaussian noise of each step, instead of drawing it.
+    Returns the healed latent (N, C, h, w) and M_hat of each step (T, N, 1, h, w).
+    noises: (T, N, C, h, w), the Gaussian noise of each step, instead of drawing it.
     """
     abar, z, masks = cosine_schedule().to(z0.device), z0, []
     for i, t in enumerate(reversed(range(T))):
@@ -545,10 +558,9 @@ generator = torch.Generator().manual_seed(0)
 z_healed, M_hats = selective_reverse(model, z_sick, eta=0.5, threshold=0.2, generator=generator)
 replaced = (M_hats > 0.2).any(0)  # (1, 1, h, w), at any step
 lesion_cells = F.avg_pool2d(truth.float(), 4) >= 0.5
-print(
-    f"replaced: {replaced[lesion_cells].float().mean():.0%} of the lesion's cells, "
-    f"{replaced[(F.avg_pool2d(sick_brain.float(), 4) >= 0.5) & ~lesion_cells].float().mean():.0%} of the other brain cells"
-)
+other_cells = (F.avg_pool2d(sick_brain.float(), 4) >= 0.5) & ~lesion_cells
+of_lesion, of_other = (replaced[c].float().mean() for c in (lesion_cells, other_cells))
+print(f"replaced: {of_lesion:.0%} of the lesion's cells, {of_other:.0%} of the other brain cells")
 assert torch.equal(
     z_healed[~replaced.expand_as(z_healed)], z_sick[~replaced.expand_as(z_sick)]
 )  # the rest is untouched
@@ -566,7 +578,7 @@ assert M_hats.shape == (T, 1, 1, h, w)
 
 # %%
 def smooth(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian smoothing of (N, 1, H, W) by sigma pixels, along rows, then columns; mirrored at the border."""
+    """Gaussian smoothing of (N, 1, H, W) by sigma pixels; mirrored at the border."""
     reach = int(4 * sigma + 0.5)
     kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
@@ -579,7 +591,7 @@ def smooth(x: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def anomaly_map(healed, scan, brain, *, gamma=0.2, sigma=2.0) -> torch.Tensor:
-    """a = G_sigma * min((healed - scan)^2, gamma) / gamma, 0 outside the brain: (N, 1, H, W) in [0, 1]."""
+    """a = G_sigma * min((healed - scan)^2, gamma) / gamma, 0 outside the brain; (N, 1, H, W)."""
     difference = (healed - scan).square().clamp(max=gamma) / gamma
     return smooth(difference, sigma) * brain
 
@@ -624,13 +636,13 @@ with torch.no_grad():
             generator=torch.Generator().manual_seed(0),
         ).latent
     )[2]
-print(
-    f"best Dice on this slice: yours {ours:.2f}, plain darkness {plain:.2f}, the shipped network {shipped:.2f}"
-)
+print(f"best Dice on this slice: yours {ours:.2f}, plain darkness {plain:.2f},", end=" ")
+print(f"the shipped network {shipped:.2f}")
 assert plain < ours <= 1 and plain < shipped <= 1
 plotting.slice_grid(
-    torch.cat([sick, healed, 2 * a - 1])[:, 0],
+    torch.cat([sick, healed, sick])[:, 0],
     titles=["the patient", "healed by yours", "anomaly map"],
+    overlay=torch.cat([0 * a, 0 * a, a])[:, 0],
     truth=truth[:, 0].expand(3, -1, -1),
 )
 
@@ -640,9 +652,9 @@ plotting.slice_grid(
 # replaced more than a third of the *healthy* cells. After a minute it doubts a great deal, and a stroke is among what it doubts. The map
 # forgives it, because what it puts in place of healthy tissue resembles it.
 #
-# What if it were trained longer? It would get better at telling Gaussian noise from tissue, and a stroke is not Gaussian noise. With noise
-# alone, the shipped weights' card says, the Dice coefficient on validation patients *fell* as training went on. So those weights have also seen lesion-like
-# regions in training, as notebook 05 explains, section 12.
+# What if it were trained longer? It would get better at telling Gaussian noise from tissue, and a stroke is not Gaussian noise. Notebook 05, section 11,
+# shows what comes of that: with noise alone the Dice coefficient first rises, and then *falls* as training goes on. So the shipped weights have also seen lesion-like
+# regions in training (section 12 there).
 #
 # ## 9. Number for number
 #
@@ -718,7 +730,7 @@ import checks  # the file beside this notebook
 answer = None  # "z0", "z0_hat" or "noise"
 
 # %%
-checks.solved(checks.check_04_sure, answer)
+checks.run(checks.check_04_sure, answer)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -739,9 +751,11 @@ def authors_map(healed, decoded, brain, sigma=2.0):
 
 
 # %%
-checks.solved(checks.check_04_authors_map, authors_map)
+checks.run(checks.check_04_authors_map, authors_map)
 
 # %% [markdown]
+# *What you should see*: the map of section 8 once more, with the stroke as bright and *more* grey elsewhere: the absolute difference is full at 0.25, the squared one only at 0.45.
+#
 # <details><summary>Hint 1</summary>
 #
 # Begin with `anomaly_map` and change one line of it.
@@ -765,9 +779,11 @@ def ddim_step(z, z0_hat, t):
 
 
 # %%
-checks.solved(checks.check_04_ddim_step, ddim_step)
+checks.run(checks.check_04_ddim_step, ddim_step)
 
 # %% [markdown]
+# *What you should see*: the first step hardly moves the latent. `ddim_step(z, z0_hat, 9)` is about $0.16\,\hat z_0 + 0.99\,z$; the last one, to $t = 0$, is $0.99\,\hat z_0$ and a little of $\hat\varepsilon$.
+#
 # <details><summary>Hint 1</summary>
 #
 # With $\eta = 0$ we have $\sigma_t = 0$: two terms are left.

@@ -52,6 +52,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %% [markdown]
 # By default we simulate 12 patients and 4 healthy subjects and look at every fifth slice (10 mm apart). `FULL_SETTINGS = True`
 # takes 36 patients, 12 healthy subjects and every slice, which wants a GPU (in Colab: *Runtime → Change runtime type → T4*).
@@ -139,7 +143,7 @@ def heal(slices, steps=10):
 
 
 def load(split):
-    """Each EVERY-th slice of a split: image, brain and lesion (N, 1, H, W), subjects and scans (N,)."""
+    """Each EVERY-th slice of a split: image, brain, lesion (N, 1, H, W), subjects, scans (N,)."""
     slices = load_split(WORK / "prepared", split)
     return slices.take(range(0, len(slices.image), EVERY))
 
@@ -189,11 +193,11 @@ widgets.threshold_slider(val.image[k], a, L, threshold=c)
 
 # %%
 c = metrics.pooled_max_dice(out_val.anomaly_map, val.lesion, val.brain)[1]  # chosen on validation
-at_tau = metrics.dice_at(out_test.anomaly_map, test.lesion, c, test.brain)
+at_c = metrics.dice_at(out_test.anomaly_map, test.lesion, c, test.brain)
 best, _ = metrics.pooled_max_dice(
     out_test.anomaly_map, test.lesion, test.brain
 )  # needs to know the answer
-assert 0 < at_tau["pooled"] <= best + 1e-6
+assert 0 < at_c["pooled"] <= best + 1e-6
 plotting.dice_curve(out_test.anomaly_map, test.lesion, test.brain, threshold=c)
 
 # %% [markdown]
@@ -253,9 +257,8 @@ false_per_true = (score[~truth] >= low).sum() / (score[truth] >= low).sum()
 assert (
     result["ap"] > result["lesion_share"] and result["auroc"] > 0.5
 )  # better than knowing nothing
-print(
-    f"lesion share {result['lesion_share']:.3f}   AP {result['ap']:.2f}   AUROC {result['auroc']:.2f}"
-)
+print(f"lesion share {result['lesion_share']:.3f}   AP {result['ap']:.2f}", end="   ")
+print(f"AUROC {result['auroc']:.2f}")
 print(f"where 80 % of the lesion are found, so are {false_rate:.1%} of the healthy pixels:")
 print(f"{false_per_true:.1f} false pixels for each true one")
 plotting.precision_recall(out_test.anomaly_map, test.lesion, test.brain, label="MAD-AD")
@@ -313,7 +316,7 @@ plotting.compare_methods(
 # A method is only as good as what it beats. Two that cost almost nothing:
 #
 # - **intensity**: in T1 a lesion is dark, so the darkness itself is the score. On FLAIR, where lesions are bright, this beats many learnt methods;
-# - **reconstruction**: the autoencoder's own error $(x_\text{rec} - x_0)^2$, where $x_\text{rec}$ is the slice encoded and decoded; clipped and smoothed like ours, without the weight $w$ and without any diffusion.
+# - **reconstruction**: the autoencoder's own error $(x_\text{rec} - x_0)^2$, where $x_\text{rec}$ is the slice encoded and decoded; clipped and smoothed like ours, without the weight $\omega$ and without any diffusion.
 #
 # And your own two networks of notebook 05: *noise alone*, as in the paper, and *with regions*. They are read from where that notebook keeps them; where it was not run yet, this one goes on without them and says so.
 #
@@ -423,8 +426,8 @@ plotting.slice_grid(healed, columns=4, titles=["scan", "healed, 10 steps", "5 st
 
 # %% [markdown]
 # Third: **where to clip**, $\gamma = 0.2$, $0.4$ or not at all? That changes only the last line of the method,
-# $a = G_\sigma * \big(w \cdot \min((\hat x_0 - x_0)^2, \gamma) / \gamma\big)$, so no slice needs to be healed again. ($w$, the highest $\hat M$ of the steps, is this repository's
-# addition: what only the decoder has lost should not count. `no weight` is the paper's $w = 1$, where the healed slice is compared with the scan as it is.)
+# $a = G_\sigma * \big(\omega \cdot \min((\hat x_0 - x_0)^2, \gamma) / \gamma\big)$, so no slice needs to be healed again. ($\omega$, the highest $\hat M$ of the steps, is this repository's
+# addition: what only the decoder has lost should not count. `no weight` is the paper's $\omega = 1$, where the healed slice is compared with the scan as it is.)
 
 # %%
 pair = out_val.healed, out_val.image
@@ -524,7 +527,8 @@ layers = torch.stack([enlarged * 0, enlarged, out_test.anomaly_map[shown_rows]],
 repeated = (t[shown_rows].repeat_interleave(3, 0) for t in (test.image, test.lesion))
 picture, outline = repeated
 assert len(shown_titles) == len(layers) == 9
-plotting.slice_grid(picture, shown_titles, 3, overlay=layers, truth=outline)
+bar = dict(label=r"$\hat M$ in the middle, anomaly score at the right")
+plotting.slice_grid(picture, shown_titles, 3, overlay=layers, truth=outline, **bar)
 
 # %% [markdown]
 # An old stroke is as dark as fluid; a glioma in T1 is only a shade darker than the white matter around it; a white-matter lesion may be smaller than a cell.
@@ -538,7 +542,9 @@ height = out_test.anomaly_map[healthy].flatten(1).sum(1)
 worst = np.flatnonzero(healthy)[np.argsort(-height.numpy())[:6]]
 assert alarm["subjects"] == NORMAL - NORMAL // 2 and not test.lesion[healthy].any()
 assert alarm["brain_share"] < 0.5
-plotting.slice_grid(test.image[worst], columns=6, overlay=out_test.anomaly_map[worst])
+highest = out_test.anomaly_map[worst].flatten(1).amax(1)
+titles = [f"healthy, at most {value:.2f}" for value in highest]
+plotting.slice_grid(test.image[worst], titles, 6, overlay=out_test.anomaly_map[worst])
 
 # %% [markdown]
 # These are the healthy slices with the *highest* scores, and there is next to nothing: simulated healthy brains hold few surprises for a network that was trained on their like. Real ones do, and
@@ -562,16 +568,15 @@ plotting.slice_grid(test.image[worst], columns=6, overlay=out_test.anomaly_map[w
 #
 #     madad evaluate --data data/prepared --weights t1 --out results.json
 #
+# **Next:** [08_paper_and_code](08_paper_and_code.ipynb) lays the paper and its authors' code beside each other.
+#
 # ## Exercises
 #
-# Predict before you run, write code, investigate. Each has a cell for your answer and a cell that checks it; untouched, the check says "not done yet". Executed solutions are in [solutions/07_evaluation.py](solutions/07_evaluation.py).
+# Three kinds: *predict* before you run, write *code*, *investigate*. Replace `None` or the line with `NotImplementedError` by your answer. A check says
+# "not done yet" until then, and tells what is wrong with a wrong answer. Solutions: [solutions/07_evaluation](solutions/07_evaluation.ipynb).
 
 # %%
-try:
-    import checks
-except ImportError:  # Colab opens a notebook alone
-    # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
-    import checks
+import checks  # the file beside this notebook
 
 # %% [markdown]
 # ### Exercise 1 (predict): one more healthy slice
@@ -591,7 +596,7 @@ checks.run(checks.check_07_pooled, pooled_now)
 #
 # </details>
 #
-# ### Exercise 2 (write): Dice
+# ### Exercise 2 (code): Dice
 #
 # For two boolean arrays. When both are empty there was nothing to find and nothing was found: give 1.
 
@@ -605,13 +610,20 @@ def my_dice(found, lesion):
 checks.run(checks.check_07_dice, my_dice)
 
 # %% [markdown]
-# <details><summary>Hint</summary>
+# *What you should see*: `my_dice(toy_found > 0, toy_truth > 0)` is 0.93, the pooled number of section 5; for the second slice alone it is 0.
+#
+# <details><summary>Hint 1</summary>
 #
 # `(found & lesion).sum()` are the hits.
 #
 # </details>
+# <details><summary>Hint 2</summary>
 #
-# ### Exercise 3 (write): a limit on false alarms
+# `2 * hits / (found.sum() + lesion.sum())`. When is that 0 / 0?
+#
+# </details>
+#
+# ### Exercise 3 (code): a limit on false alarms
 #
 # A hospital says: in healthy people at most a share `limit` of the brain pixels may be marked. Give the lowest threshold that keeps it, from scores of healthy pixels.
 
@@ -626,13 +638,20 @@ def strict(healthy_scores, limit):
 checks.run(checks.check_07_strict, strict)
 
 # %% [markdown]
-# <details><summary>Hint</summary>
+# *What you should see*: of scores that are spread evenly from 0 to 1, `strict(scores, 0.001)` is 0.999. A smaller `limit` gives a higher threshold.
 #
-# A quantile. Which one, if one in a thousand may be marked? Then apply it to the healthy *validation* subjects and see which share of the test patients' lesions is still found.
+# <details><summary>Hint 1</summary>
+#
+# A quantile: `np.quantile(healthy_scores, ...)`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Which one, if one in a thousand may be marked? Then apply it to the healthy *validation* subjects and see which share of the test patients' lesions is still found.
 #
 # </details>
 #
-# ### Exercise 4 (write): one draw of the bootstrap
+# ### Exercise 4 (code): one draw of the bootstrap
 #
 # Give the rows (slices) of one resample: as many subjects as there are, drawn with replacement, each with *all* of its slices, as often as it was drawn.
 
@@ -647,9 +666,16 @@ def draw(subjects, rng):
 checks.run(checks.check_07_draw, draw)
 
 # %% [markdown]
-# <details><summary>Hint</summary>
+# *What you should see*: for the subjects `["a", "a", "b"]` one of `[0, 1, 2]`, `[2, 0, 1]`, `[0, 1, 0, 1]` and `[2, 2]`: between two and four rows, and row 0 never without row 1.
 #
-# `names = np.unique(subjects)`, then `rng.choice(names, len(names))`, then the rows of each, joined.
+# <details><summary>Hint 1</summary>
+#
+# First draw the subjects: `names = np.unique(subjects)`, then `rng.choice(names, len(names))`.
+#
+# </details>
+# <details><summary>Hint 2</summary>
+#
+# Then the rows of each, `np.flatnonzero(subjects == name)`, joined by `np.concatenate`.
 #
 # </details>
 #
@@ -666,25 +692,26 @@ checks.run(checks.check_07_rare, rarity)
 # %% [markdown]
 # ### Capstone: beat the denoising autoencoder
 #
-# Of the simple trained methods the denoising autoencoder is the hardest to beat. Train one on the normal subjects of notebook 05 (some minutes on a CPU):
+# Of the trained methods beside MAD-AD the denoising autoencoder (DAE) is the hardest to beat: coarse noise is added to normal slices, a U-Net takes it out again, and what it changes in a
+# patient's slice is the anomaly. Train one on the normal subjects of notebook 05 (some minutes on a CPU), with the median filter that its authors put behind it:
 #
 # ```python
-# from madad_lite.family.dae import DenoisingAutoencoder, train_dae
-# from madad_lite.training.settings import TrainingConfig
+# from madad_lite.family import method_class
+# from madad_lite.family.frame import load
+# from madad_lite.family.postprocess import Postprocessing
 #
+# DAE = method_class("dae")
 # data = "runs/05_200_steps/prepared"  # notebook 05 made it
-# train_dae(data, "runs/dae", TrainingConfig(steps=600, batch_size=16), resume=True)
-# dae = DenoisingAutoencoder.load("runs/dae/best")
-# dae_maps = dae(pipe, test.image, test.brain)
+# DAE.train(data, "runs/dae", DAE.Config(steps=600, batch_size=16), resume=True)
+# dae_maps = load("runs/dae")(test.image, test.brain)
+# dae_maps = Postprocessing(median=5)(dae_maps, test.image, test.brain)
 # ```
 #
-# Then beat it, with *the same training subjects*: choose whatever you like on `val`, and compute `my_maps` (N, 1, H, W) in [0, 1] for `test` once. The rules are those of this notebook: the split of section 2, every fifth slice, no look at the test set before everything is chosen. You have won when the whole interval of the difference of the AP is above 0.
+# Then beat it, with *the same training subjects*: longer training, other regions, another score, whatever you like, as long as you choose it on `val`. Compute `my_maps` (N, 1, H, W) in [0, 1] for `test` once. The rules are those of this notebook:
+# the split of section 2, every fifth slice, no look at the test set before everything is chosen. You have won when the whole interval of the difference of the AP is above 0.
 
 # %%
 dae_maps, my_maps = None, None  # your answer
 
 # %%
-if my_maps is None or dae_maps is None:
-    print("not done yet")
-else:
-    checks.check_07_capstone(my_maps, dae_maps, test)
+checks.run(checks.check_07_capstone, my_maps, dae_maps, test)

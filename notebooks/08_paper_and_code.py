@@ -48,6 +48,10 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     # !wget -q https://github.com/madad-lite/madad-lite/raw/main/notebooks/checks.py
     import madad_lite
 
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
+
 # %%
 # NBVAL_IGNORE_OUTPUT
 import os
@@ -84,9 +88,8 @@ folder = (
     tempfile.TemporaryDirectory()
 )  # everything this notebook writes; removed when the kernel stops
 WORK = Path(folder.name)
-print(
-    f"madad_lite {madad_lite.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
-)
+print(f"madad_lite {madad_lite.__version__}, torch {torch.__version__},", end=" ")
+print(f"diffusers {diffusers.__version__}")
 
 # %% [markdown]
 # ## 2. The list
@@ -102,7 +105,7 @@ Markdown(recipe_table())
 # (`RECIPES["authors"].denoiser`). Some rows are only larger or longer. The sections below take those rows where the *method* differs. The maps are those of the
 # shipped weights, at their own mask threshold.
 #
-# Notation, as in notebooks 05 to 07: $z_0$ is the clean latent, $z_t$ the partly noised one, $\varepsilon$ noise, $\ell$ the mask head's logit for a cell and $\hat M = \mathrm{sigmoid}(\ell)$ its chance of "noised",
+# **Symbols** are those of [the notation page](../docs/notation.md): $z_0$ is the clean latent, $z_t$ the partly noised one, $\varepsilon$ noise, $\ell$ the mask head's logit for a cell and $\hat M = \mathrm{sigmoid}(\ell)$ its chance of "noised",
 # $\eta$ the randomness of the reverse process, $\gamma$ the value at which differences are clipped, AP the average precision.
 #
 # First some data: five simulated patients with strokes from small to large. From each we take every second slice that the lesion reaches.
@@ -125,7 +128,9 @@ x0, brain, lesion = (torch.cat(parts) for parts in (slices, brains, lesions))  #
 out = pipe(x0, brain=brain, generator=torch.Generator().manual_seed(0), progress=False)
 k = int(lesion.flatten(1).sum(1).argmax())  # the slice with the largest lesion: the one we look at
 assert x0.shape == brain.shape == lesion.shape == out.anomaly_map.shape and len(set(subjects)) == 5
-plotting.slice_grid(x0[:: max(1, len(x0) // 8)][:8], truth=lesion[:: max(1, len(x0) // 8)][:8])
+shown = range(0, len(x0), max(1, len(x0) // 8))[:8]
+titles = [f"{VOLUMES_ML[subjects[i] - 3001]} mL" for i in shown]
+plotting.slice_grid(x0[shown], titles, truth=lesion[shown])
 
 # %% [markdown]
 # ## 3. Which way round is the mask?
@@ -225,9 +230,8 @@ ax.set(xlabel="difference $|d|$ of healed slice and scan", ylabel="score before 
 ax.legend(frameon=False)
 plt.close(fig)
 small = int(0.1 * 200)  # |d| = 0.1, a twentieth of the range
-print(
-    f"a difference of 0.1 scores {curve['squared'][small]:.2f} squared, {curve['absolute'][small]:.2f} absolute"
-)
+squared, absolute = (float(a[small]) for a in curve.values())
+print(f"a difference of 0.1 scores {squared:.2f} squared, {absolute:.2f} absolute")
 assert abs(curve["squared"][small] - 0.05) < 1e-6
 assert abs(curve["absolute"][small] - 0.4) < 1e-6
 fig
@@ -274,9 +278,8 @@ pair = {
     "against the scan": "absolute, scan",
 }
 left = [float(maps[name][untouched].mean()) for name in pair.values()]
-print(
-    f"mean score where nothing was replaced: {left[0]:.3f} against the decoded latent, {left[1]:.3f} against the scan"
-)
+print(f"mean score where nothing was replaced: {left[0]:.3f} against the decoded latent,", end=" ")
+print(f"{left[1]:.3f} against the scan")
 assert left[0] < left[1]
 shown = torch.cat([maps[name][[k]] for name in pair.values()])
 plotting.slice_grid(x0[[k, k]], list(pair), 2, overlay=shown)
@@ -364,7 +367,7 @@ plotting.compare_methods(
 
 # %% [markdown]
 # What would MAD-AD's average *per image* be? The groups tell. THOR's average must be a mixture of its three group values,
-# $29.7 = 11.5\,w_s + 39.2\,w_m + 63.6\,w_l$ with shares $w$ that add up to 1. The images are the same for both methods, so the same shares hold for MAD-AD. They are not
+# $29.7 = 11.5\,p_s + 39.2\,p_m + 63.6\,p_l$ with shares $p$ that add up to 1. The images are the same for both methods, so the same shares hold for MAD-AD. They are not
 # determined, but bounded; the smallest and the largest value is a tiny linear programme. (It assumes that the group values are per-image means for both.)
 
 # %%
@@ -400,9 +403,10 @@ torch.save(
 )
 print(list(denoiser_to_official(ours))[:3], "...")  # their names
 imported = read_official(WORK / "unet.pt")
-same = all(torch.equal(v, imported.state_dict()[name]) for name, v in ours.state_dict().items())
-print("parameters:", sum(p.numel() for p in imported.parameters()), "all equal:", same)
-assert same and sum(p.numel() for p in imported.parameters()) == 16_142_149
+parameters = sum(p.numel() for p in imported.parameters())
+apart = max((v - imported.state_dict()[n]).abs().max().item() for n, v in ours.state_dict().items())
+print(f"{parameters:,} parameters; they differ from what was written by at most {apart:g}")
+assert apart == 0 and parameters == 16_142_149
 
 # %% [markdown]
 # Now an evil twin: a file whose `args` would run a command when it is opened.
@@ -457,7 +461,7 @@ import checks  # the file beside this notebook
 crossing = None  # your answer
 
 # %%
-checks.solved(checks.check_08_crossing, crossing)
+checks.run(checks.check_08_crossing, crossing)
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -474,14 +478,16 @@ checks.solved(checks.check_08_crossing, crossing)
 
 # %%
 def score(healed, decoded, brain):
-    """healed, decoded: (N, 1, H, W). brain: bool. Returns (N, 1, H, W) in [0, 1], 0 outside the brain."""
+    """healed, decoded, brain (bool): (N, 1, H, W). Returns a score, 0 outside the brain."""
     raise NotImplementedError  # your lines
 
 
 # %%
-checks.solved(checks.check_08_score, score)
+checks.run(checks.check_08_score, score)
 
 # %% [markdown]
+# *What you should see*: drawn against the difference, the dashed line of section 5: it climbs to 1 at 0.25 and stays there.
+#
 # <details><summary>Hint 1</summary>
 #
 # Section 5 has the equation; `clamp(max=...)` is the minimum.
@@ -502,7 +508,7 @@ checks.solved(checks.check_08_score, score)
 gap = None  # your answer
 
 # %%
-checks.solved(checks.check_08_gap, gap)
+checks.run(checks.check_08_gap, gap)
 
 # %% [markdown]
 # <details><summary>Hint</summary>

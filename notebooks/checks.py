@@ -1,6 +1,7 @@
-"""The checks of the exercises. Each takes an answer and raises AssertionError, with a hint, where it is wrong."""
+"""The checks of the exercises: each raises AssertionError, with a hint, for a wrong answer."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -10,13 +11,13 @@ from madad_lite.diffusion import make_scheduler
 from madad_lite.evaluation import metrics
 
 
-def solved(check, answer) -> None:
-    """Print "right" or, for an untouched exercise, "not done yet"; a wrong answer raises the check's error."""
+def run(check, answer, *more) -> None:
+    """Print "right", or "not done yet" where the answer is None or a stub; a wrong one raises."""
     name = check.__name__.removeprefix("check_")
     try:
         if answer is None:
             raise NotImplementedError
-        check(answer)
+        check(answer, *more)
     except NotImplementedError:
         print(f"Exercise {name}: not done yet")
     else:
@@ -228,19 +229,6 @@ def check_08_gap(answer):
 # ---------------------------------------------------------------- lessons 05, 06, 07
 
 
-def run(check, answer, *more):
-    """Check an answer and say what came of it; an answer that is missing, or a stub, is not done yet."""
-    if answer is None:
-        print("not done yet")
-        return
-    try:
-        check(answer, *more)
-    except NotImplementedError:
-        print("not done yet")
-    else:
-        print("right")
-
-
 def _numbers(n: int, c: int = 4, h: int = 6, w: int = 5):
     """z (N, C, h, w), another one, and a mask (N, 1, h, w) of zeros and ones."""
     generator = torch.Generator().manual_seed(5)
@@ -294,7 +282,7 @@ def check_05_doubt(answer, rows) -> None:
 
 
 def check_06_share_left(answer) -> None:
-    """Of the scan's latent, in a cell that is replaced in every step, when t = 8 is reached; eta = 0."""
+    """The factor of the scan's latent at t = 8 in a cell that is replaced; eta = 0."""
     abar = diffusion.make_scheduler().alphas_cumprod
     assert abs(answer - abar[8].sqrt().item()) > 0.02, (
         "that is the factor of z0_hat; asked is the other one"
@@ -405,7 +393,7 @@ def check_07_draw(function) -> None:
 
 
 def rare(healthy_per_lesion: int):
-    """(scores, truth), each (1, 1, n), of a made-up detector; how rare lesions are changes, how well it separates does not."""
+    """(scores, truth), each (1, 1, n), of a made-up detector that always separates as well."""
     rng = np.random.default_rng(1)
     truth = np.arange(300 * (1 + healthy_per_lesion)) < 300
     score = 1 / (1 + np.exp(-(rng.standard_normal(len(truth)) + 2.5 * truth)))
@@ -422,7 +410,7 @@ def check_07_rare(answer) -> None:
 
 
 def check_07_capstone(yours, dae, test) -> None:
-    """Scores two sets of maps (N, 1, H, W) in [0, 1] on the test slices, and says whether yours is ahead."""
+    """Scores two sets of maps (N, 1, H, W) in [0, 1] on the test slices: is yours ahead?"""
     for name, maps in (("yours", yours), ("denoising autoencoder", dae)):
         assert maps.shape == test.lesion.shape, (
             f"{name}: maps of shape {tuple(test.lesion.shape)} are needed"
@@ -435,6 +423,44 @@ def check_07_capstone(yours, dae, test) -> None:
     )
     print(f"AP of yours minus the other's: {low:+.3f} to {high:+.3f}")
     assert low > 0, "not yet: the interval of the difference contains 0, or lies below it"
+
+
+# ---------------------------------------------------------------- 09
+
+
+def check_09_border(answer, with_border_ml, found_ml) -> None:
+    """What is found with the border, in mL: "less" than without, "the same" or "more"?"""
+    assert answer in ("less", "the same", "more"), 'one of "less", "the same" and "more"'
+    ratio = with_border_ml / max(found_ml, 1e-6)
+    right = "less" if ratio < 0.9 else "more" if ratio > 1.1 else "the same"
+    assert answer == right, (
+        f"it is {right}: {with_border_ml:.1f} mL with the border, {found_ml:.1f} mL without"
+    )
+
+
+def check_09_side(function) -> None:
+    """side(part): "left", "right" or "middle" of a part whose centre is in MNI152's millimetres."""
+    for x, right in ((-30.0, "left"), (30.0, "right"), (2.0, "middle"), (-4.9, "middle")):
+        got = function(SimpleNamespace(centre=(x, 12.0, -20.0)))
+        assert got == right, f"x = {x:+} mm is {right}: x grows to the patient's right"
+
+
+def check_09_thick(answer, thick, scan, found_ml) -> None:
+    """The mL found in `thick`: `scan` with slices three times as thick. found_ml: ours, of it."""
+    height, wanted = (np.linalg.norm(image.affine[:3, 2]) for image in (thick, scan))
+    assert np.isclose(height, 3 * wanted), (
+        f"slices of {height:.1f} mm: {3 * wanted:.1f} mm are asked for"
+    )
+    middle = [
+        image.affine[:3, :3] @ [0, 0, (image.shape[2] - 1) / 2] + image.affine[:3, 3]
+        for image in (thick, scan)
+    ]
+    assert np.linalg.norm(np.subtract(*middle)) < 1.5 * wanted, (
+        "the affine moves the head: the first new slice lies where the second old one lay"
+    )
+    assert abs(answer - found_ml) < 0.05 * found_ml + 0.1, (
+        "not what is found in thick.nii.gz at this threshold"
+    )
 
 
 # ---------------------------------------------------------------- 10

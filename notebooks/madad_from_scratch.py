@@ -1,4 +1,4 @@
-"""MAD-AD (arXiv 2502.16943) in one file, from PyTorch alone: the code of notebook 04, to be read from top to bottom.
+"""MAD-AD (arXiv 2502.16943) in one file, from PyTorch alone: the code of notebook 04.
 
 | here    | shape        | what it is                                                        |
 |---------|--------------|-------------------------------------------------------------------|
@@ -22,7 +22,7 @@ T = 10
 
 
 def cosine_schedule(T: int = T) -> torch.Tensor:
-    """abar (T,): almost 1 at t = 0, almost 0 at t = T - 1, along a cosine (Nichol and Dhariwal 2021)."""
+    """abar (T,): from almost 1 to almost 0 along a cosine (Nichol and Dhariwal 2021)."""
     u = torch.arange(T + 1, dtype=torch.float64) / T
     f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -32,7 +32,7 @@ def cosine_schedule(T: int = T) -> torch.Tensor:
 def draw_mask(
     brain: torch.Tensor, generator: torch.Generator, max_ratio: float = 0.4
 ) -> torch.Tensor:
-    """M (N, 1, h, w): a random share of the patches of one random shape, on brain (N, 1, h, w) only."""
+    """M (N, 1, h, w): a random share of patches of one random shape, on brain (N, 1, h, w) only."""
     n, _, h, w = brain.shape
     sides, chances = (1, 2, 4, 8), torch.tensor([0.2, 0.3, 0.3, 0.2])
     drawn = torch.multinomial(chances, 2, replacement=True, generator=generator)
@@ -53,7 +53,7 @@ def masked_forward(z0, eps, M, t, abar) -> torch.Tensor:
 
 
 class Block(nn.Module):
-    """Two convolutions around a residual connection; the noise level shifts the features in between."""
+    """Two convolutions and a way around them; the noise level shifts the features in between."""
 
     def __init__(self, c_in: int, c_out: int, c_time: int):
         super().__init__()
@@ -149,7 +149,7 @@ def train(
     seed=0,
     on_step=None,
 ):
-    """Teach the network to find and undo noise in the latents of normal brains. Returns the losses of each step.
+    """Teach the network to find and undo noise in latents of normal brains. Returns the losses.
 
     mean, std: (K, C, h, w), the encoder's posterior of K slices. brain: (K, 1, h, w), 1 = brain.
     on_step: called with (step, latent loss, mask loss).
@@ -181,10 +181,10 @@ def train(
 
 @torch.no_grad()
 def selective_reverse(model, z0, *, eta=0.5, threshold=0.5, generator=None, noises=None):
-    """Heal a latent, to which no noise was added: t = T - 1 .. 0, replacing only what the network takes for noise.
+    """Heal a latent that was not noised: only what the network takes for noise is replaced.
 
-    Returns the healed latent (N, C, h, w) and M_hat of each step (T, N, 1, h, w). noises: (T, N, C, h, w), the
-    Gaussian noise of each step, instead of drawing it.
+    Returns the healed latent (N, C, h, w) and M_hat of each step (T, N, 1, h, w).
+    noises: (T, N, C, h, w), the Gaussian noise of each step, instead of drawing it.
     """
     abar, z, masks = cosine_schedule().to(z0.device), z0, []
     for i, t in enumerate(reversed(range(T))):
@@ -207,7 +207,7 @@ def selective_reverse(model, z0, *, eta=0.5, threshold=0.5, generator=None, nois
 
 
 def smooth(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian smoothing of (N, 1, H, W) by sigma pixels, along rows, then columns; mirrored at the border."""
+    """Gaussian smoothing of (N, 1, H, W) by sigma pixels; mirrored at the border."""
     reach = int(4 * sigma + 0.5)
     kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
@@ -220,7 +220,7 @@ def smooth(x: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def anomaly_map(healed, scan, brain, *, gamma=0.2, sigma=2.0) -> torch.Tensor:
-    """a = G_sigma * min((healed - scan)^2, gamma) / gamma, 0 outside the brain: (N, 1, H, W) in [0, 1]."""
+    """a = G_sigma * min((healed - scan)^2, gamma) / gamma, 0 outside the brain; (N, 1, H, W)."""
     difference = (healed - scan).square().clamp(max=gamma) / gamma
     return smooth(difference, sigma) * brain
 

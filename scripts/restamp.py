@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OWNER_NAME = r"[\w.-]+/[\w-]+(?:\.[\w-]+)*"  # does not take the full stop that ends a sentence
 
 # With a list of what is installed as constraints pip may add to Colab's packages, but change none of them.
-# Colab opens a notebook without the files beside it: the exercises' checks are fetched.
+# Colab opens a notebook without the files beside it: the exercises' checks are fetched. Threads are counted before
+# torch is imported.
 SET_UP = """\
 try:
     import madad_lite
@@ -31,9 +32,14 @@ except ImportError:  # as in Colab, where what is installed stays as it is
     %pip install -q -c /tmp/installed.txt "madad-lite[paint,prep] @ git+{url}"
     !wget -q {url}/raw/main/notebooks/checks.py
     import madad_lite
+
+from madad_lite.threads import use_free_cores
+
+use_free_cores()  # beside other work PyTorch is faster in fewer threads
 """
 SET_UP_FORM = (
     r"try:\n    import madad_lite\nexcept ImportError:.*\n(?:    (?:# )?[%!]\w+ .*\n)+    import madad_lite\n"
+    r"(?:\nfrom madad_lite.threads .*\n\nuse_free_cores\(\).*\n)?"
 )
 
 

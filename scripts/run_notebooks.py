@@ -75,7 +75,22 @@ def tidy(notebook) -> None:
     notebook.metadata["jupytext"] = dict(JUPYTEXT)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if _kept(output)]
+            cell.outputs = _joined(output for output in cell.outputs if _kept(output))
+
+
+def _joined(outputs) -> list:
+    """What is printed in one go: a busy machine sends it in pieces."""
+    joined = []
+    for output in outputs:
+        if (
+            joined
+            and output.output_type == joined[-1].output_type == "stream"
+            and output.name == joined[-1].name
+        ):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _kept(output) -> bool:

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from madad_lite.slices.augment import AUGMENTATIONS, move, random_contrast, vary_acquisition, vary_intensity
+from madad_lite.slices.augment import (
+    AUGMENTATIONS,
+    bend,
+    cut_off,
+    move,
+    random_contrast,
+    thicken,
+    vary_acquisition,
+    vary_intensity,
+    vary_tissues,
+)
 
 
 @pytest.fixture
@@ -64,3 +74,56 @@ def test_acquisition_blurs_and_trims(slices):
     assert 0.2 < trimmed < 0.5
     sharp = ((changed == images) | ~inside).flatten(1).all(1).float().mean()
     assert 0.3 < sharp < 0.7
+
+
+def test_tissues_keep_their_order_and_the_median_stays(slices):
+    images, brain = (x.repeat(8, 1, 1, 1) for x in slices)
+    changed = vary_tissues(images, brain, seeded())
+    assert (changed[~brain] == -1).all() and changed.abs().max() <= 1
+    before, after = images[brain].view(len(images), -1), changed[brain].view(len(images), -1)
+    order = before.argsort(1)
+    assert (after.gather(1, order).diff(dim=1) >= -1e-5).all()  # what was darker is darker
+    assert (after.median(1).values - before.median(1).values).abs().max() < 0.02
+    spreads = after.std(1) / before.std(1)
+    assert spreads.min() < 0.8 and spreads.max() > 1.2  # weaker and stronger contrasts
+
+
+def test_bending_widens_the_middle_and_keeps_the_background(slices):
+    images, brain = (x.repeat(32, 1, 1, 1) for x in slices)
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 48), indexing="ij")
+    hole = (rows**2 + columns**2 < 0.04).expand_as(brain)  # a ventricle
+    images = torch.where(hole, -0.9, images)
+    bent, inside = bend(images, brain, seeded())
+    assert (bent[~inside] == -1).all() and bent.min() >= -1 and bent.max() <= 1
+    wider = ((bent < -0.5) & inside).sum((1, 2, 3)) / hole[0].sum()
+    assert wider.max() > 1.3 and wider.mean() > 1.05  # mostly wider, of some much
+    assert ((inside.sum((1, 2, 3)) / brain[0].sum() - 1).abs() < 0.35).all()
+
+
+def test_thick_slices_are_blurred_along_the_volume_only(slices):
+    images, _ = slices
+    volume = images.repeat(8, 1, 1, 1) + torch.linspace(-0.3, 0.3, 32).view(-1, 1, 1, 1)
+    assert torch.allclose(thicken(volume, seeded(), share=1.0)[4:-4], volume[4:-4], atol=1e-5)  # linear in z
+    alternating = torch.ones(32, 1, 8, 8) * torch.tensor([0.5, -0.5]).repeat(16).view(-1, 1, 1, 1)
+    assert thicken(alternating, seeded(), share=1.0).abs().mean() < 0.45
+    assert torch.equal(thicken(alternating, seeded(), share=0.0), alternating)
+
+
+def test_a_cut_field_of_view_takes_one_side(slices):
+    _, brain = (x.repeat(16, 1, 1, 1) for x in slices)
+    cut = cut_off(brain, seeded(), share=1.0)
+    assert not (cut & ~brain).any()
+    left = cut.sum((1, 2, 3)) / brain.sum((1, 2, 3))
+    assert left.min() > 0.5 and left.max() <= 1 and left.mean() < 0.97
+    assert torch.equal(cut_off(brain, seeded(), share=0.0), brain)
+
+
+def test_wide_augmentation_follows_its_generator_and_keeps_the_background(slices):
+    images, brain = (x.repeat(8, 1, 1, 1) for x in slices)
+    changed, inside = AUGMENTATIONS["wide"](images, brain, seeded())
+    assert (changed[~inside] == -1).all() and changed.min() >= -1 and changed.max() <= 1
+    again, _ = AUGMENTATIONS["wide"](images, brain, seeded())
+    assert torch.equal(changed, again)
+    assert changed.isfinite().all()
+    empty = AUGMENTATIONS["wide"](torch.full_like(images, -1.0), torch.zeros_like(brain), seeded())
+    assert (empty[0] == -1).all() and not empty[1].any()  # slices without brain

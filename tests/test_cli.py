@@ -13,8 +13,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from madad_lite import __version__, cli
+from madad_lite.__main__ import start
+from madad_lite.arguments import COMMANDS
 from madad_lite.cli import main
 from madad_lite.errors import ScanError
 
@@ -62,6 +65,15 @@ def test_one_bad_scan_does_not_stop_the_others(patient_scan, tmp_path, capsys):
     assert len(list(out.glob("*_anomaly.nii.gz"))) == 1 and not list(out.glob("broken*"))
 
 
+def test_help_says_each_default_once(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        said = capsys.readouterr().out
+        assert "(default: None)" not in said and "(default: False)" not in said
+        assert name != "detect" or ("(default: t1)" in said and "default: the model's own" in said)
+
+
 def test_unusable_requests_are_refused_in_one_line(tmp_path, capsys):
     for words in (
         ["detect", str(tmp_path), "--out", str(tmp_path / "o")],
@@ -95,6 +107,13 @@ def test_simulate_prepare_train_assemble_evaluate(tmp_path, capsys):
     model = str(tmp_path / "model")
     assert main(["assemble", *joined, "--out", model, "--set", "sigma=1.0"]) == 0
     assert main(["assemble", *joined, "--out", model]) == 2  # there already
+    further = ["train", "denoiser", "--out", str(tmp_path / "on"), "--start", model, *brief, "variants=1"]
+    assert main(further) == 0  # goes on from the assembled weights, with their autoencoder
+    weights = [
+        load_file(tmp_path / run / "last" / "diffusion_pytorch_model.safetensors") for run in ("dn", "on")
+    ]
+    assert max((a - weights[1][k]).abs().max() for k, a in weights[0].items()) < 0.02  # two steps away
+    assert main([*further, "--autoencoder", best]) == 2  # two autoencoders
     results = tmp_path / "results.json"
     capsys.readouterr()
     assert (
@@ -229,6 +248,14 @@ def test_what_a_line_of_the_package_refuses_is_foreseen_and_its_mistakes_are_not
     )
 
 
+def test_an_interrupt_of_which_a_library_makes_another_error_is_one():
+    process = script(
+        "exec('try: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\\nfinally: raise RuntimeError(7)')"
+    )
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == "madad try: interrupted; what was finished is kept\n"
+
+
 def test_a_reader_that_has_gone_is_no_error():
     read, write = os.pipe()
     os.close(read)
@@ -238,10 +265,17 @@ def test_a_reader_that_has_gone_is_no_error():
 
 
 def test_output_that_cannot_be_written_is_one_line():
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # else print itself fails
     with open(os.devnull) as nowhere:
-        process = script("print('x')", stdout=nowhere)
+        process = script("print('x')", stdout=nowhere, env=buffered)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 2 and re.fullmatch("madad try: .+\n", said)
+    assert process.returncode == 2 and re.fullmatch("madad try: standard output: .+\n", said)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_error(closed):
+    command = f'"$0" -m madad_lite --version {closed}'
+    assert subprocess.run(["sh", "-c", command, sys.executable], timeout=120).returncode == 0
 
 
 def test_a_name_that_the_terminal_cannot_show_stops_nothing():
@@ -274,6 +308,14 @@ def test_set_twice_keeps_both():
         ["train", "autoencoder", "--data", "d", "--out", "o", "--set", "a=1", "--set", "b=x"]
     )
     assert cli.settings(args.set) == {"a": 1, "b": "x"}
+
+
+def test_an_interrupt_while_the_command_line_is_loaded(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    assert start() == 130 and capsys.readouterr().err == "madad: interrupted\n"
 
 
 def test_python_m_madad_lite():

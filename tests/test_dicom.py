@@ -2,6 +2,7 @@
 
 import builtins
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -89,6 +90,12 @@ def test_the_order_of_the_files_does_not_matter(slices, tmp_path):
     names = np.random.default_rng(0).permutation(len(slices)).tolist()
     write_series(tmp_path / "in", slices, names=names)
     assert np.array_equal(np.asarray(converted(tmp_path / "in", tmp_path)[0].dataobj), voxels(slices))
+
+
+def test_a_folder_whose_name_looks_like_an_option(slices, tmp_path, monkeypatch):
+    write_series(tmp_path / "-h", slices)
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(np.asarray(converted(Path("-h"), tmp_path)[0].dataobj), voxels(slices))
 
 
 @pytest.mark.parametrize("left_out", [(10,), (10, 11, 25)])

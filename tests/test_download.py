@@ -286,6 +286,17 @@ def test_a_mark_in_the_archive_is_not_written_through(server, download, tmp_path
     assert not mark.is_symlink() and server.url in mark.read_text()
 
 
+def test_a_part_that_is_a_link_is_not_written_through(server, download, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("mine")
+    download.out.mkdir()
+    (download.out / "IXI-T1.tar.part").symlink_to(own)
+    done = download()
+    assert done.returncode == 1
+    assert "IXI-T1.tar.part: is a link" in done.stderr
+    assert own.read_text() == "mine" and server.seen == []
+
+
 def test_an_archive_without_scans_is_refused(server, download):
     server.files["/IXI-T1.tar"] = other = archive(["readme.txt"])
     done = download(md5=hashlib.md5(other).hexdigest())
@@ -317,7 +328,18 @@ def test_the_single_folder_around_a_data_set_is_dropped(server, download):
     assert (download.out / "msd-brain" / "imagesTr" / "BRATS_001.nii.gz").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["oasis"], ["ixi-t1", "ixi-t2"], ["ixi-t1", "--out"], ["--fast"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["ixi-t1", "--out", ""],
+        ["ixi-t1", "--out="],
+        ["oasis"],
+        ["ixi-t1", "ixi-t2"],
+        ["ixi-t1", "--out"],
+        ["--fast"],
+    ],
+)
 def test_wrong_use_names_the_help(arguments, tmp_path):
     done = subprocess.run(
         ["bash", str(SCRIPT), *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60

@@ -388,7 +388,9 @@ def test_a_folder_is_checked_when_it_is_loaded(encoder, slices, tmp_path):
 # ------------------------------------------------------------------------------------------------ command line
 
 
-def test_compare_train_and_detect_from_the_command_line(prepared_cohort, patient_scan, tmp_path, capsys):
+def test_compare_train_and_detect_from_the_command_line(
+    prepared_cohort, patient_scan, tmp_path, capsys, monkeypatch
+):
     words = ["--data", str(prepared_cohort), "--out", str(tmp_path / "c")]
     brief = ["--steps", "2", "--set", "size=tiny", "batch_size=4", "variants=1"]
     assert main(["compare", *words, "--methods", "intensity,dae", *brief]) == 0
@@ -407,3 +409,10 @@ def test_compare_train_and_detect_from_the_command_line(prepared_cohort, patient
     assert len(list((tmp_path / "d").glob("*_anomaly.nii.gz"))) == 1
     assert main([*scan, *quick]) == 1 and main([*scan, *quick, "--force"]) == 0
     assert main([*scan, *quick, "--mask"]) == 2
+    (result,) = (tmp_path / "d").glob("*_anomaly.nii.gz")
+    assert main([*scan, *quick, "--force", "--brain", str(result)]) == 2  # read, and would be overwritten
+    monkeypatch.setattr("madad_lite.detection.other_methods.contrast_seen", lambda prepared: "flair")
+    capsys.readouterr()
+    assert main([*scan, *quick, "--force"]) == 1
+    assert "its contrast looks like FLAIR, and the weights are for T1" in capsys.readouterr().err
+    assert main([*scan, *quick, "--force", "--force-contrast"]) == 0

@@ -11,8 +11,8 @@ import pytest
 
 from madad_lite.authors import checkpoints
 from madad_lite.cli import main
-from madad_lite.errors import Refused, RunError
-from madad_lite.files import check_json_output, new_file, new_folder, nifti_files, remove_leftovers
+from madad_lite.errors import Refused, RunError, ScanError, one_line
+from madad_lite.files import check_json_output, new_file, new_folder, nifti_files, read_json, remove_leftovers
 
 
 def names(folder) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_folder_is_replaced_as_a_whole(one_step, tmp_path, monkeypatch):
         (part / "half").touch()
         raise KeyError
     assert names(path) == ["old"] and names(path.parent) == ["model"]
-    with new_folder(path, replace=True) as part:
+    with new_folder(path, replace=True, ours=["old"]) as part:
         (part / "new").touch()
     assert names(path) == ["new"] and names(path.parent) == ["model"]
 
@@ -164,3 +164,34 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(os, "scandir", refuse)
     assert [p.name for p in nifti_files(tmp_path)] == ["b.NII", "a.nii.gz"]
     assert f"{tmp_path}/closed: a folder that cannot be read (Permission denied)" in caplog.text
+
+
+def test_a_folder_with_files_of_others_is_not_replaced(tmp_path):
+    out = tmp_path / "out"
+    for kept in ("notes.txt", "sub/notes.txt"):
+        (out / kept).parent.mkdir(parents=True, exist_ok=True)
+        (out / kept).write_text("years of work")
+        with (
+            pytest.raises(RunError, match=f"out: holds something else than .*{kept}"),
+            new_folder(out, replace=True) as part,
+        ):
+            (part / "weights").touch()
+        assert (out / kept).read_text() == "years of work" and sorted(tmp_path.iterdir()) == [out]
+        (out / kept).unlink()
+    for name in ("weights", "older", ".DS_Store"):  # what comes again, what is known as ours, what is hidden
+        (out / name).touch()
+    with new_folder(out, replace=True, ours=["old*"]) as part:
+        (part / "weights").write_text("new")
+    assert [p.name for p in out.iterdir()] == ["weights"] and (out / "weights").read_text() == "new"
+
+
+def test_a_name_twice_in_an_object_is_refused(tmp_path):
+    for text in ('{"a": 1, "a": 1}', '[{"b": {"a": 1, "c": 2, "a": 3}}]'):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(ScanError, match=r'x.json: damaged \("a" is there twice\)'):
+            read_json(tmp_path / "x.json")
+
+
+def test_a_long_message_is_shown_by_its_ends():
+    said = one_line(ValueError("begin " + "x " * 10_000 + "end"))
+    assert said.startswith("begin ") and said.endswith(" end") and len(said) <= 601

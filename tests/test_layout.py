@@ -26,16 +26,16 @@ EDGES: dict[str, str] = {
     # what works with it
     "plotting": "masking evaluation.counts",
     "training": "method extensions slices settings pipeline",
-    "family": "method extensions settings slices training pipeline",
-    "detection": "pipeline plotting scans settings training family",
-    "evaluation": "pipeline slices training family plotting",
+    "family": "method extensions settings scans slices training pipeline",
+    "detection": "pipeline extensions plotting scans settings training family",
+    "evaluation": "pipeline scans slices training family plotting",
     "simulation": "scans slices",
     "onnx_export": "method extensions settings pipeline",
     "authors": "method pipeline scans slices training",
     "demo": "pipeline plotting scans slices training detection evaluation simulation",
 }
 EDGES["arguments"] = ""
-EDGES["cli_family"] = "detection evaluation family training"
+EDGES["cli_family"] = "pipeline detection evaluation family training"
 EDGES["cli"] = "method " + " ".join(EDGES)
 EDGES["__main__"] = "cli"
 

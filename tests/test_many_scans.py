@@ -359,6 +359,26 @@ def test_what_an_earlier_run_wrote_and_this_one_does_not_is_removed(scans, model
     )
 
 
+def test_a_record_of_someone_else_removes_nothing(scans, model, tmp_path):
+    out = tmp_path / "out"
+    assert main(words(scans / "a.nii.gz", out, model)) == 0
+    (out / "thesis.txt").write_text("mine")
+    record = json.loads((out / "a.json").read_text())
+    record["files"] += ["thesis.txt", "../notes.txt", "a_brain_mask.nii.gz"]
+    (out / "a_brain_mask.nii.gz").touch()  # an earlier run could have written it
+    (out / "a.json").write_text(json.dumps(record))
+    assert main(words(scans / "a.nii.gz", out, model, "--force")) == 0
+    assert (out / "thesis.txt").read_text() == "mine" and not (out / "a_brain_mask.nii.gz").exists()
+    assert json.loads((out / "a.json").read_text())["files"] == sorted(f"a{e}" for e in WRITTEN)
+
+
+def test_a_single_name_is_one_scan(scans, model, tmp_path):
+    name = str(scans / "a.nii.gz")
+    assert scans_in(name) == [scans / "a.nii.gz"]
+    assert many_scans.detect(name, tmp_path / "out", weights=model, register=False, progress=False) == []
+    assert len(list((tmp_path / "out").iterdir())) == len(WRITTEN)
+
+
 def test_names_that_cannot_be_opened_do_not_stop_the_others(scans, model, tmp_path, monkeypatch, capsys):
     (tmp_path / "in" / "closed").mkdir(parents=True)
     one(scans, tmp_path / "in", "a$_$b.nii.gz")

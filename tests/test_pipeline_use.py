@@ -233,3 +233,14 @@ def test_two_threads_may_use_one_pipeline(pipe, images):
         thread.join()
     assert not torch.equal(alone[10], alone[2])
     assert all(torch.equal(found[n], alone[n]) for n in steps)
+
+
+def test_the_reconstruction_is_left_out_where_nobody_needs_it(parts, images, monkeypatch):
+    decoded, decode = [], MadAdPipeline.decode
+    monkeypatch.setattr(MadAdPipeline, "decode", lambda self, z, *a: decoded.append(z) or decode(self, z, *a))
+    for reference, times in (("input", 1), ("reconstruction", 2)):
+        pipe = MadAdPipeline(*parts, mask_threshold=0.0, eta=0.0, reference=reference)
+        whole, decoded[:] = pipe(images, progress=False), []
+        part = pipe(images, progress=False, reconstruct=False)
+        assert len(decoded) == times and (part.reconstruction is None) == (times == 1)
+        assert torch.equal(part.anomaly_map, whole.anomaly_map) and torch.equal(part.healed, whole.healed)

@@ -20,6 +20,7 @@ from PIL import Image
 from madad_lite import plotting
 from madad_lite.evaluation import metrics
 from madad_lite.plotting.canvas import CELLS, FALSE, HIT, MISSED, TRUTH
+from madad_lite.plotting.scans import GAP
 from madad_lite.plotting.schematic import BOXES
 
 N, SIZE, LATENT, STEPS = 6, 24, 6, 3
@@ -101,14 +102,15 @@ def test_slice_grid_shows_each_slice_once_in_order(out):
 
 
 def test_slice_grid_draws_the_map_and_the_lesion_over_the_scan(out, truth):
-    fig = plotting.slice_grid(out.image, overlay=out.anomaly_map, truth=truth, vmax=0.7)
+    fig = plotting.slice_grid(out.image, overlay=out.anomaly_map, truth=truth, vmax=0.7, label="doubt")
     for i in range(N):
         scan, score = pictures(fig.axes[i])
         np.testing.assert_array_equal(scan, out.image[i, 0])
         np.testing.assert_array_equal(score, out.anomaly_map[i, 0])
         assert len(contours(fig.axes[i])) == int(truth[i].any())
     assert fig.axes[0].get_images()[1].get_clim() == (0, 0.7)
-    assert "anomaly score" in words(fig)
+    assert "doubt" in words(fig)
+    assert "anomaly score" in words(plotting.slice_grid(out.image, overlay=out.anomaly_map))
 
 
 def test_slice_grid_refuses_wrong_titles_and_shapes(out):
@@ -231,8 +233,12 @@ def test_scan_report_puts_the_most_anomalous_slices_first(out, truth):
     curve = next(ax for ax in fig.axes if ax.lines)
     np.testing.assert_allclose(curve.lines[0].get_ydata(), per_slice, rtol=1e-6)
     strip = fig.axes[fig.axes.index(curve) + 1 :]
-    assert len(strip) == N
-    np.testing.assert_array_equal(pictures(strip[5])[0], out.image[5, 0])
+    assert len(strip) == 1 and len(strip[0].texts) == N  # all in one picture, with gaps
+    row, score = pictures(strip[0])
+    start = 5 * (SIZE + GAP)
+    np.testing.assert_array_equal(row[:, start : start + SIZE], out.image[5, 0])
+    np.testing.assert_array_equal(score[:, start : start + SIZE], out.anomaly_map[5, 0])
+    assert np.isnan(row[:, start - GAP : start]).all() and row.shape[1] == N * SIZE + (N - 1) * GAP
     for word in ("sub-01_T1w", "2 most anomalous of 6 slices", "patient's left", "true lesion"):
         assert word in words(fig)
 
@@ -245,7 +251,8 @@ def test_scan_report_of_few_and_of_many_slices_stays_inside_the_page(n):
     for ax in fig.axes:
         box = ax.get_position()
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 1 and box.y1 <= 1
-    assert len(fig.axes) == 3 * min(n, 4) + 1 + 1 + min(n, 20)  # stages, colour bar, curve, strip
+    # stages, colour bar, curve, strips of ten
+    assert len(fig.axes) == 3 * min(n, 4) + 1 + 1 + -(-min(n, 20) // 10)
 
 
 def test_scan_report_keeps_the_slices_it_shows_apart():

@@ -206,6 +206,17 @@ def test_notebook_agrees_with_its_source(name):
     assert python_of(path) == comparable(source), f"{name}: edit the .py, then make notebooks ONLY={name}"
 
 
+def test_code_beside_text_is_narrow():
+    """GitHub and Colab cut lines off at about 100 columns; the line that installs the package is longer."""
+    long = [
+        f"{path.name}, line {number}: {len(line)} columns"
+        for path in [*FOLDER.glob("*.py"), *FOLDER.glob("solutions/*.py")]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100 and not line.startswith("#") and "%pip install" not in line
+    ]
+    assert not long, long
+
+
 @pytest.mark.parametrize("name", LESSONS)
 def test_notebook_sets_itself_up_in_colab(name):
     path = ROOT / "notebooks" / f"{name}.py"
@@ -301,6 +312,20 @@ def test_run_notebooks_stores_what_ran_and_only_that(tmp_path, monkeypatch, caps
     assert runner.main(["00"]) == 0
     assert (tmp_path / "00_a.ipynb").read_text() == first  # the same again
     assert runner.main(["zz"]) == 2
+
+
+def test_run_notebooks_stores_a_print_in_one_piece():
+    """A busy machine sends it in several."""
+    new = nbformat.v4.new_output
+    pieces = [
+        new("stream", name="stdout", text="a"),
+        new("stream", name="stdout", text="b\n"),
+        new("stream", name="stderr", text="c\n"),
+        new("display_data", data={"text/plain": "d"}),
+        new("stream", name="stdout", text="e\n"),
+    ]
+    joined = script("run_notebooks")._joined(pieces)
+    assert [o.get("text") for o in joined] == ["ab\n", "c\n", None, "e\n"]
 
 
 # ---------------------------------------------------------------- requirements and packaging

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import measuring, speed_metrics  # noqa: E402
+from benchmarks import measuring, speed_gpu, speed_metrics  # noqa: E402
 from benchmarks.plain_detection import plain_maps, with_plain_attention  # noqa: E402
 from benchmarks.plain_training import plain_masks  # noqa: E402
 from benchmarks.speed_training import Case  # noqa: E402
@@ -30,10 +30,24 @@ def test_plain_and_fast_training_have_the_same_loss_and_gradient():
 def test_a_step_of_either_training_moves_the_weights():
     case = Case("nano", "nano", 2, 32, torch.device("cpu"))
     fast, before = case.fast(), case.model.latent_head[2].weight.clone()
-    fast.step(case.mean, case.std, case.brain)
+    case.fast_step(fast)
     case.plain.step(case.images, case.brain)
     for model in (fast.model, case.plain.model):
         assert not torch.equal(model.latent_head[2].weight, before)
+
+
+def test_what_is_measured_on_a_gpu_runs_on_a_cpu():
+    case = Case("nano", "nano", 2, 32, torch.device("cpu"))
+    fast = case.fast()
+    assert speed_gpu.synchronisations(fast, case) is None  # PyTorch counts them on a GPU only
+    assert set(speed_gpu.with_loader(fast, case, 1)) == {"one batch, on the device", "batches of the loader"}
+
+
+def test_without_a_gpu_its_targets_are_open(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    content = speed_gpu.measure().content
+    assert content["targets"] and not content["tables"]
+    assert all(t["met"] is None and t["why_open"] == "no GPU here" for t in content["targets"])
 
 
 def test_plain_masks_follow_the_same_law():

@@ -134,7 +134,7 @@ BAD = {
     "layers": (config("autoencoder", layers_per_block=3000), "autoencoder/config.json", "layers_per_block"),
     "channels": (config("autoencoder", block_out_channels=[10**9]), "autoencoder/config.json", "block_out_"),
     "levels": (config("denoiser", channel_multipliers=[1] * 50), "denoiser/config.json", "more than 16"),
-    "heads": (config("denoiser", num_heads=0), "denoiser/config.json", "modulo"),
+    "heads": (config("denoiser", num_heads=0), "denoiser/config.json", "0 heads"),
     "width": (config("denoiser", base_channels=8192), "denoiser/config.json", "parameters"),
     "width of text": (config("denoiser", base_channels="32"), "denoiser/config.json", ""),
     "folding": (config("autoencoder", _folding=2), "autoencoder/config.json", "folding of 2"),
@@ -271,3 +271,13 @@ def test_shipped_models_say_how_they_fold():
     for name in shipped():
         content = json.loads((WEIGHTS / name / "autoencoder" / "config.json").read_text())
         assert content["_folding"] == 4 and "_name_or_path" not in content
+
+
+def test_shipped_names_in_any_case(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert folder.find_folder("T1") == folder.find_folder("t1") and folder.find_folder(
+        "Flair"
+    ) == folder.find_folder("flair")
+    Path("T1").mkdir()  # the user's own, and no model
+    with pytest.raises(WeightsError, match="T1: neither a shipped model"):
+        folder.find_folder("T1")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from madad_lite.errors import ScanError
-from madad_lite.files import replace_file, safe_name
+from madad_lite.files import read_json, replace_file, safe_name
 from madad_lite.scans.grid import Geometry
 from madad_lite.slices.manifest import Manifest
 
@@ -45,7 +45,7 @@ def export_png(manifest: Manifest | str | Path, out: str | Path) -> Path:
         json.dumps({"prepared": str(manifest.folder.resolve()), "settings": manifest.settings}),
     )
     described = out / "export.json"
-    if out.exists() and any(out.iterdir()) and not (described.exists() and described.read_text() == marker):
+    if out.exists() and any(out.iterdir()) and _content(described) != json.loads(marker):
         raise ScanError(
             f"{out}: holds something else than an export of {manifest.folder}; choose another folder"
         )
@@ -82,6 +82,14 @@ def export_png(manifest: Manifest | str | Path, out: str | Path) -> Path:
                     image = Image.fromarray(values[k].astype(np.uint8))
                     replace_file(path, partial(image.save, format="PNG"))
     return out
+
+
+def _content(file: Path) -> object:
+    """Of a JSON file; None where it is none."""
+    try:
+        return read_json(file)
+    except ScanError:
+        return None
 
 
 def _without(contrast: str, subject: str) -> str:

@@ -15,7 +15,7 @@ from madad_lite.demo.page import write_page
 from madad_lite.detection.many_scans import detect
 from madad_lite.errors import RunError, ScanError
 from madad_lite.evaluation.compare import evaluate_weights
-from madad_lite.files import write_json
+from madad_lite.files import read_json, refuse_foreign, write_json
 from madad_lite.pipeline import MadAdPipeline, load_parts
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.nifti import save_nifti
@@ -26,7 +26,9 @@ from madad_lite.training.denoiser import train_denoiser
 from madad_lite.training.settings import RECIPES, configured
 
 SEED = 2024  # not a seed that the shipped weights were trained with
-MARKER = "demo.json"
+MARKER, MADE_BY = "demo.json", "madad demo"
+FOLDERS = ("pictures", "cohort", "shown", "maps", "prepared", "training")
+OURS = [MARKER, "index.html", "metrics.json", "steps.npz", *(f"{folder}/*" for folder in FOLDERS)]
 # Shown on the page: the three seeds after those of the cohort's subjects, whatever the weights make of them.
 SHOWN = {
     "plain": {"seed": SEED * 10_000 + 5000, "lesion": "stroke", "volume_ml": 30.0},
@@ -79,12 +81,13 @@ def run_demo(
     """
     out, started = Path(out), time.time()
     if out.exists() and any(out.iterdir()):
-        if not (out / MARKER).exists():
-            raise RunError(f"{out}: holds other files than an earlier demo's; choose another folder")
+        hint = "holds other files than an earlier demo's; choose another folder"
+        read_json(out / MARKER, {"made_by": {MADE_BY}}, error=RunError, hint=f"{out} {hint}")
+        refuse_foreign(out, OURS, "an earlier demo")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     shipped = MadAdPipeline.from_pretrained("t1")
-    about = {"made_by": "madad demo", "seed": SEED, "threshold": shipped.config.decision_threshold}
+    about = {"made_by": MADE_BY, "seed": SEED, "threshold": shipped.config.decision_threshold}
     write_json(out / MARKER, about)
 
     print("1/5  simulating subjects as NIfTI files")

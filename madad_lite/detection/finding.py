@@ -83,21 +83,31 @@ class Finding:
 def find_parts(score: nib.Nifti1Image, to_mni: np.ndarray, threshold: float) -> Finding:
     """score: an anomaly map on the scan's grid; to_mni: (4, 4), scan mm -> MNI152 mm."""
     values = np.asarray(score.dataobj)
-    labels, n = ndimage.label(values >= threshold, structure=np.ones((3, 3, 3)))
+    mask = nib.Nifti1Image(np.zeros(values.shape, np.uint8), score.affine)
+    mask.header.set_xyzt_units("mm")
+    above = values >= threshold
+    if not above.any():
+        return Finding(float(threshold), (), 0, 0.0, mask)
+    (box,) = ndimage.find_objects(above.view(np.uint8))  # labels of a whole scan of 0.5 mm would be large
+    values, marked, corner = values[box], np.asarray(mask.dataobj)[box], [s.start for s in box]
+    labels, n = ndimage.label(above[box], structure=np.ones((3, 3, 3)))
     voxel_ml = abs(np.linalg.det(score.affine[:3, :3])) / 1000
     numbers = np.arange(1, n + 1)
-    volumes = np.bincount(labels.ravel(), minlength=n + 1)[1:] * voxel_ml
+    volumes = np.bincount(labels[labels > 0], minlength=n + 1)[1:] * voxel_ml
     listed = numbers[volumes >= SMALLEST_ML]
     listed = listed[np.argsort(-volumes[listed - 1], kind="stable")]
     parts = []
     boxes = ndimage.find_objects(labels)
     for number in listed:
         box = boxes[number - 1]
-        voxels = np.argwhere(labels[box] == number) + [s.start for s in box]
+        inside = labels[box] == number
+        voxels = np.argwhere(inside) + [s.start for s in box] + corner
         centre = nib.affines.apply_affine(to_mni @ score.affine, voxels.mean(0))
-        highest = float(values[box][labels[box] == number].max())
-        parts.append(Part(float(volumes[number - 1]), tuple(float(v) for v in centre), highest))
-    mask = nib.Nifti1Image(np.isin(labels, listed).astype(np.uint8), score.affine)
-    mask.header.set_xyzt_units("mm")
+        parts.append(
+            Part(
+                float(volumes[number - 1]), tuple(float(v) for v in centre), float(values[box][inside].max())
+            )
+        )
+        marked[box][inside] = 1
     small = volumes[volumes < SMALLEST_ML]
     return Finding(float(threshold), tuple(parts), len(small), float(small.sum()), mask)

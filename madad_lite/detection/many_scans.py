@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from madad_lite.detection import record
 from madad_lite.detection.contrast import LIKE, contrast_seen
 from madad_lite.detection.finding import Finding, find_parts
-from madad_lite.errors import Refused, ScanError
+from madad_lite.errors import Refused, ScanError, one_line
+from madad_lite.extensions.memory import give_back
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
 from madad_lite.scans.dicom import converter, dicom_to_nifti, holds_dicom
@@ -27,6 +28,7 @@ from madad_lite.scans.find import brain_beside, contrast_of, is_mask
 from madad_lite.scans.given import quick_look
 from madad_lite.scans.grid import Grid, PreparedScan
 from madad_lite.scans.nifti import return_to_scan
+from madad_lite.scans.tissues import check_normalisation, normalised
 from madad_lite.settings import DetectionSettings
 from madad_lite.training.processes import processes
 from madad_lite.weights import shipped
@@ -52,14 +54,14 @@ def outputs(
     return {k: Path(out) / f"{stem(scan)}{ENDINGS[k]}" for k in ENDINGS if k in kinds}
 
 
-def scans_in(paths: Sequence[str | Path]) -> list[Path]:
+def scans_in(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """Files as they are given; of a folder all NIfTI files in it, sorted, but for masks and what an earlier
     run wrote. A folder without any that holds DICOM files is one scan, itself. A folder that cannot be read is in
     the list itself, for `detect` to report.
     """
     results = (ENDINGS["anomaly"], ENDINGS["healed"])
     found: list[Path] = []
-    for path in paths:
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
         if not str(path).strip():
             raise Refused("an empty name where a scan or a folder is meant; the current folder is .")
         if not os.path.isdir(path):
@@ -78,7 +80,7 @@ def scans_in(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def detect(
-    scans: Sequence[str | Path],
+    scans: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     weights: str | Path | MadAdPipeline = "t1",
@@ -86,6 +88,7 @@ def detect(
     channel: int | None = None,
     series: str | None = None,
     register: bool | str = "auto",
+    normalise: str | None = None,
     z_range: tuple[float, float] | None = None,
     z_spacing: float | None = None,
     num_inference_steps: int | None = None,
@@ -113,7 +116,7 @@ def detect(
         prepare_volume finds it; a mask file; for several scans a pattern with {name}, beside each scan or from
         here: "{name}_mask.nii.gz".
     series: of a DICOM folder, its number or description; None: see scans.dicom.choose.
-    channel, register, z_range, z_spacing: as of MadAdPipeline.prepare; the next five as of its __call__.
+    channel, register, normalise, z_range, z_spacing: as of MadAdPipeline.prepare; the next five as of its __call__.
     force_contrast: also scans that do not look like the weights' contrast.
 
     One bad scan does not stop the others. Returns the scans that failed, each with its reason. Where results
@@ -122,6 +125,7 @@ def detect(
     scan starts from the same seed, so that its map does not depend on the others. Refused when the request
     makes no sense as a whole; then nothing is done.
     """
+    scans = [scans] if isinstance(scans, (str, os.PathLike)) else scans
     state, scans, out = processes(), list(dict.fromkeys(map(Path, scans))), Path(out)
     shown = progress and state.is_main_process
     if len(scans) > 1 and brain is not None and str(brain) not in BRAIN_WORDS and "{name}" not in str(brain):
@@ -136,6 +140,7 @@ def detect(
         if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
             raise Refused(f"steps: 1 to {most} reverse steps are possible, not {num_inference_steps}")
         DetectionSettings.of(pipe.config, **({} if eta is None else {"eta": eta}))
+        check_normalisation(normalise or pipe.config.normalise, pipe.config.contrast)
         quick_look(Grid.from_dict(pipe.config.grid), z_range, z_spacing)
     if batch_size is not None and batch_size < 1:
         raise Refused(f"batch_size is 1 or more, not {batch_size}")
@@ -150,7 +155,7 @@ def detect(
     elif series is not None:
         raise Refused("--series chooses within a DICOM folder, and none is given")
     masks = {scan: _brain_of(scan, brain) for scan in scans}
-    _check_outputs(scans, masks, out, [*kinds, *(["scan"] if dicom else [])])
+    check_outputs(scans, masks, out, [*kinds, *(["scan"] if dicom else [])])
     with writing(out):
         if out.exists() and not out.is_dir():
             raise Refused(f"{out}: is a file; --out names the folder for the results")
@@ -163,11 +168,14 @@ def detect(
         "score": score,
         "channel": channel,
         "register": register,
+        "normalise": normalise,
         "z_range": None if z_range is None else list(z_range),
         "z_spacing": z_spacing,
     }
     hashes = [record.hash_of_weights(pipe) for pipe in pipes]
+    healthy = [record.healthy_range(pipe) for pipe in pipes]
     preparing = {"channel": channel, "register": register, "z_range": z_range, "z_spacing": z_spacing}
+    preparing["normalise"] = "median"  # at first: the contrast is seen in it
     named = {stem(scan): scan for scan in reversed(scans)}  # the first of a name has it
 
     def one(scan: Path) -> None:
@@ -206,6 +214,9 @@ def detect(
         pipe = _fitting(pipes, seen, scan, force_contrast)
         if pipe.config.grid != pipes[0].config.grid:
             prepared = pipe.prepare(str(image), **given)
+        now["normalise"] = normalise or pipe.config.normalise
+        prepared = normalised(prepared, now["normalise"], pipe.config.contrast, scan)
+        give_back()
         output = pipe(
             prepared,
             num_inference_steps=num_inference_steps,
@@ -213,12 +224,13 @@ def detect(
             score=score,
             generator=torch.Generator().manual_seed(seed),
             batch_size=batch_size,
+            reconstruct=False,
             progress=shown,
         )
-        found = None
+        give_back()
+        found, volumes = None, [output.to_nifti("anomaly_map")]
         if decides:
-            threshold = pipe.config.decision_threshold
-            found = find_parts(output.to_nifti("anomaly_map"), prepared.geometry.to_mni, threshold)
+            found = find_parts(volumes[0], prepared.geometry.to_mni, pipe.config.decision_threshold)
         name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
         if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
             name = str(weights)
@@ -232,7 +244,8 @@ def detect(
             "found": None if found is None else found.to_dict(),
         }
         usual = score == "image" and num_inference_steps is None and eta is None
-        _write(output, files, now, old, found, record.healthy_range(pipe) if usual else None, image)
+        healthy_range = healthy[pipes.index(pipe)] if usual else None
+        _write(output, volumes, files, now, old, found, healthy_range, image)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
     failed: list[tuple[Path, str]] = []
@@ -242,7 +255,7 @@ def detect(
             one(scan)
         except Exception as error:  # whatever is wrong with one scan, the others are still done
             kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-            reason = " ".join(f"{kind}{error}".split())
+            reason = kind + one_line(error)
             failed.append((scan, reason if scan.name in reason else f"{scan}: {reason}"))
             _say(failed[-1][1], sys.stderr)
     failed = sorted(gather_object(failed))
@@ -257,27 +270,32 @@ def _pipelines(weights: str | Path | MadAdPipeline) -> list[MadAdPipeline]:
     """The one that is meant, or with "auto" all shipped ones."""
     if isinstance(weights, MadAdPipeline):
         return [weights]
-    name = str(weights)
-    if not os.path.exists(name):  # names of shipped weights in any case
-        name = name.lower() if name.lower() in (*shipped(), "auto") else name
-    return [MadAdPipeline.from_pretrained(n) for n in (shipped() if name == "auto" else [name])]
+    auto = str(weights).lower() == "auto" and not os.path.exists(weights)
+    return [MadAdPipeline.from_pretrained(n) for n in (shipped() if auto else [weights])]
 
 
 def _fitting(pipes: list[MadAdPipeline], seen: str | None, scan: Path, force: bool) -> MadAdPipeline:
     """The pipeline for a scan of this contrast. ScanError when there is none."""
-    looks = f"{scan}: its contrast " + (f"looks like {seen.upper()}" if seen else "is not clear")
     if len(pipes) > 1:
+        looks = f"{scan}: its contrast " + (f"looks like {seen.upper()}" if seen else "is not clear")
         if fitting := [p for p in pipes if LIKE.get(p.config.contrast) == seen]:
             return fitting[0]
         known = " and ".join(sorted(p.config.contrast for p in pipes))
         raise ScanError(f"{looks}, and the shipped weights are for {known}; choose weights with --weights")
-    contrast = pipes[0].config.contrast
-    if force or None in (seen, LIKE.get(contrast)) or LIKE[contrast] == seen:
-        return pipes[0]
-    raise ScanError(
-        f"{looks}, and the weights are for {contrast.upper()}; choose others (--weights auto), or use these "
-        "all the same with --force-contrast"
-    )
+    if not force:
+        refuse_another_contrast(
+            scan, seen, pipes[0].config.contrast, "choose others (--weights auto), or use these"
+        )
+    return pipes[0]
+
+
+def refuse_another_contrast(scan: Path, seen: str | None, contrast: str, instead: str) -> None:
+    """ScanError for a scan that surely looks like another contrast than that of the weights."""
+    if None not in (seen, LIKE.get(contrast)) and LIKE[contrast] != seen:
+        raise ScanError(
+            f"{scan}: its contrast looks like {seen.upper()}, and the weights are for {contrast.upper()}; {instead} "
+            "all the same with --force-contrast"
+        )
 
 
 def _brain_of(scan: Path, brain: str | Path | None) -> Path | str | None:
@@ -291,7 +309,7 @@ def _brain_of(scan: Path, brain: str | Path | None) -> Path | str | None:
     return beside if "{name}" in str(brain) and os.path.exists(beside) else path
 
 
-def _check_outputs(scans: list[Path], masks: dict, out: Path, kinds: list[str]) -> None:
+def check_outputs(scans: list[Path], masks: dict, out: Path, kinds: list[str]) -> None:
     """Refused when a result would take the place of anything that is read."""
     inputs = [*scans, *(m for m in masks.values() if isinstance(m, Path))]
     known = {os.path.realpath(path) for path in inputs}
@@ -319,6 +337,7 @@ def _brain_image(prepared: PreparedScan):
 
 def _write(
     output: MadAdOutput,
+    volumes: list[nib.Nifti1Image],
     files: dict[str, Path],
     now: dict,
     old: dict | None,
@@ -327,7 +346,7 @@ def _write(
     image: Path,
 ) -> None:
     """All are there before one takes the place of an earlier run's. Until the record says "finished" they may
-    be of two runs.
+    be of two runs. volumes: the anomaly map, dropped once it is written, to make room for the healed scan.
     """
     from madad_lite.plotting import scan_report
 
@@ -337,7 +356,8 @@ def _write(
         about += f"{'; the scan looks' if fits else ', but the scan looks'} like {seen.upper()}"
     about += f"; {now['warning']}" if "warning" in now else ""
     name = stem(now["scan"]["file"])
-    earlier = set(old["files"] if old else ())
+    known = outputs(now["scan"]["file"], files["record"].parent, tuple(ENDINGS)).values()
+    earlier = set(old["files"] if old else ()) & {f.name for f in known}  # a record may be another's work
     now["files"] = sorted(f.name for f in files.values())
 
     def report(part: Path) -> None:
@@ -346,7 +366,7 @@ def _write(
 
     writers: dict[str, Callable[[Path], None]] = {
         "record": lambda part: part.write_text(record.text(now)),
-        "anomaly": lambda part: nib.save(output.to_nifti("anomaly_map"), part),
+        "anomaly": lambda part: nib.save(volumes.pop(), part),
         "lesions": lambda part: found.write_csv(part),
         "mask": lambda part: nib.save(found.mask, part),
         "brain": lambda part: nib.save(_brain_image(output.prepared), part),

@@ -9,10 +9,20 @@ import json
 from pathlib import Path
 
 import madad_lite
-from madad_lite.errors import ScanError
+from madad_lite.errors import ScanError, WeightsError
+from madad_lite.files import read_json
 from madad_lite.pipeline import MadAdPipeline
 
 MADE_BY = "madad detect"
+RECORD = {  # what counts as one, see files.misfit
+    "made_by": {MADE_BY},
+    "files": [str],
+    "finished?": bool,
+    "scan?": {str: None},
+    "options?": {str: None},
+    "weights?": {str: None},
+}
+HEALTHY = {"who": str, "z_mm": [float], "lowest": [float], "median": [float], "highest": [float]}
 BLOCK = 2**20  # bytes
 
 
@@ -63,9 +73,8 @@ def of_earlier_run(files: dict[str, Path], *, force: bool, resume: bool) -> dict
     replace it.
     """
     try:
-        old = json.loads(files["record"].read_text())
-        old = old if old["made_by"] == MADE_BY and isinstance(old["files"], list) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        old = read_json(files["record"], RECORD)
+    except ScanError:
         old = None
     for file in files.values():
         if not file.exists() and not file.is_symlink():
@@ -119,4 +128,11 @@ def healthy_range(pipe: MadAdPipeline) -> dict | None:
     has them: {"who", "z_mm", "lowest", "median", "highest"}.
     """
     file = Path(pipe.name_or_path or "none") / "healthy.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    if not file.exists():
+        return None
+    found = read_json(
+        file, HEALTHY, error=WeightsError, hint="copy or download the weights again, or remove the file"
+    )
+    if len({len(v) for k, v in found.items() if k in HEALTHY and k != "who"}) > 1:
+        raise WeightsError(f"{file}: damaged (its lists are of different lengths); remove the file")
+    return found

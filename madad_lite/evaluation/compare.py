@@ -6,6 +6,7 @@ and is exact.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +21,12 @@ from madad_lite.evaluation import metrics
 from madad_lite.evaluation.stream import Stream
 from madad_lite.family import BASELINES
 from madad_lite.pipeline import MadAdPipeline
+from madad_lite.scans.grid import Grid
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.folder import Manifest
 
 Folders = str | Path | Sequence[str | Path]
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,6 +64,7 @@ class Split(Sequence):
     def __init__(self, data: Folders, split: str, *, largest: bool = False):
         manifests = [Manifest.load(d) for d in ([data] if isinstance(data, (str, Path)) else data)]
         self.dataset, grid = SliceDataset(manifests, split, lesion_free=False), manifests[0].grid
+        self.normalise = manifests[0].normalise
         self.spacing = (grid.spacing**2 * grid.step) ** (1 / 3)
         entries = [s for m in manifests for s in m.scans(split)]
         ends = list(accumulate(s["n_slices"] for s in entries))
@@ -89,6 +93,18 @@ class Split(Sequence):
     def has_lesion(self) -> bool:
         """Is there a lesion inside a brain? Reads until it finds one."""
         return any(bool((s.lesion & s.brain).any()) for s in self)
+
+
+def note_differences(name: str, contrast: str, grid: dict, data: Folders) -> None:
+    """Warns of slices that are unlike those that something was trained on: its numbers then say little."""
+    for folder in [data] if isinstance(data, (str, Path)) else data:
+        m, own = Manifest.load(folder), Grid.from_dict(grid)
+        of_data, of_own = (
+            f"{c.upper()} of {g.size} pixels of {g.spacing:g} mm"
+            for c, g in ((m.contrast, m.grid), (contrast, own))
+        )
+        if of_data != of_own:
+            log.warning("%s: holds %s, and %s learnt from %s", folder, of_data, name, of_own)
 
 
 def load_split(data: Folders, split: str) -> LabelledSlices:
@@ -194,6 +210,12 @@ def evaluate_weights(
     pipe = weights if isinstance(weights, MadAdPipeline) else MadAdPipeline.from_pretrained(weights)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     splits = {s: Split(data, s) for s in ("val", "test")}
+    if (own := pipe.config.normalise) != (theirs := splits["test"].normalise):
+        raise ValueError(
+            f"{data}: prepared with --normalise {theirs}, and the weights want {own}; prepare it so"
+        )
+    name = "the pipeline" if isinstance(weights, MadAdPipeline) else str(weights)
+    note_differences(name, pipe.config.contrast, pipe.config.grid, data)
     if not splits["test"].has_lesion():
         raise ValueError(
             f"{data}: no lesion in the test split, so that there is nothing to measure; prepare scans with lesion masks"

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from madad_lite.errors import Refused, ScanError
 from madad_lite.evaluation import metrics
-from madad_lite.evaluation.compare import LabelledSlices, evaluate_methods, load_split
+from madad_lite.evaluation.compare import LabelledSlices, evaluate_methods, load_split, note_differences
 from madad_lite.family.frame import FILE, Method, as_autoencoder, load
 from madad_lite.family.postprocess import Postprocessing
 from madad_lite.family.registry import FAMILY, method_class
@@ -75,6 +75,7 @@ def compare(
     Refused, before any work: an unknown name or setting; ScanError: no lesion in the test split.
     """
     out, settings = Path(out), {"seed": seed} | (settings or {})
+    methods = [methods] if isinstance(methods, str) else methods
     if not methods or len(set(methods)) < len(methods):
         raise Refused("name one method or more, each once")
     folders = {name: Path(name) for name in methods if name not in FAMILY and (Path(name) / FILE).is_file()}
@@ -85,6 +86,8 @@ def compare(
         if kinds and unknown != ["seed"]:
             raise Refused(f"no such setting of {', '.join(kinds)}: {', '.join(unknown)}")
     check_json_output(out / NUMBERS, "methods")
+    if not (out / NUMBERS).exists() and (others := [f for f in (TABLE, PICTURE) if (out / f).exists()]):
+        raise Refused(f"{out / others[0]}: exists and is not an earlier result; choose another folder")
     splits = {name: load_split(data, name) for name in ("val", "test")}
     if not (splits["test"].lesion & splits["test"].brain).any():
         raise ScanError(f"{data}: no lesion in the test split, so that there is nothing to measure")
@@ -95,6 +98,7 @@ def compare(
     for name in tqdm(methods, desc="methods", disable=not progress):
         options = dict(autoencoder=encoder, settings=settings, progress=progress)
         method = load(folders[name]) if name in folders else trained(name, data, out, **options)
+        note_differences(name, method.contrast, method.grid, data)
         scores[name] = {split: maps_of(method, s, after, seed) for split, s in splits.items()}
     results = evaluate_methods(scores, splits, seed=seed)
     text = metrics.table({name: r["test"] for name, r in results.items()})

@@ -72,6 +72,7 @@ def train_and_test(
         denoiser,
         contrast=manifest.contrast,
         grid=manifest.grid.to_dict(),
+        normalise=manifest.normalise,
         **asdict(parts["detection"]),
     )
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,6 +95,7 @@ def reproduce(
     """
     if setting not in PAPER:
         raise ValueError(f"the paper's settings are S1 and S2, not {setting!r}")
+    test = [test] if isinstance(test, (str, Path)) else test
     contrasts = [Manifest.load(t).contrast for t in test]
     if setting == "S1" and (train is None or len(test) != 1):
         raise ValueError(

@@ -9,7 +9,7 @@ or `stages`, where one network is trained after another) and how slices become a
 
 The folder is complete in itself, and nothing in it is run:
 
-    method.json      name, settings, contrast, grid, what was measured on healthy validation slices; written last
+    method.json      name, settings, what its slices are, what was measured on healthy validation slices; written last
     NAME/            each network in diffusers' layout (safetensors)
     autoencoder/     a copy, for those that live in its latents
     training/        the runs, to resume from; may be deleted. latents/: the cache of those that live in latents
@@ -27,27 +27,29 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DModel
 
 from madad_lite import autoencoder as latents
-from madad_lite.errors import Refused, RunError, WeightsError
+from madad_lite.errors import Refused, RunError, WeightsError, one_line
 from madad_lite.extensions.intensity_weight import BRIGHT_LESIONS
 from madad_lite.family.parts import SIZES
 from madad_lite.family.registry import FAMILY, method_class
 from madad_lite.files import read_json, save_model, write_json
+from madad_lite.scans.grid import Grid
 from madad_lite.slices.augment import AUGMENTATIONS
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.folder import Manifest
-from madad_lite.training.autoencoder import load_autoencoder
+from madad_lite.training.autoencoder import as_autoencoder
 from madad_lite.training.latent_cache import LatentDataset, encode_latents, latents_fingerprint
 from madad_lite.training.loop import Batch, step_generator, train_model
 from madad_lite.training.processes import processes
 from madad_lite.training.run_folder import described, refuse_others, spread
 from madad_lite.training.settings import Between, DenoiserConfig, TrainingConfig, configured
-from madad_lite.weights.folder import find_folder, read_model
+from madad_lite.weights.folder import read_model
 
 FILE = "method.json"
 SCHEMA = {
     "method": str,
     "contrast": set(BRIGHT_LESIONS),
     "grid": {str: None},
+    "normalise?": {"median", "tissue"},
     "settings": {str: None},
     "measured": {str: float},
 }
@@ -98,8 +100,8 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 class Method:
     """A method with its networks. A subclass says what is its own; see the head of this file and CONTRIBUTING.md.
 
-    config: of the class's own `Config`. networks: as of `build`, which makes untrained ones. contrast, grid: of
-    the slices. autoencoder: for those that need one. measured: what `measure` gave.
+    config: of the class's own `Config`. networks: as of `build`, which makes untrained ones. contrast, grid,
+    normalise: of the slices. autoencoder: for those that need one. measured: what `measure` gave.
     """
 
     title: ClassVar[str]
@@ -118,13 +120,15 @@ class Method:
         *,
         contrast: str = "t1",
         grid: dict | None = None,
+        normalise: str = "median",
         autoencoder: AutoencoderKL | None = None,
         measured: dict | None = None,
     ) -> None:
         if (self.latent or self.encoder) and autoencoder is None:
             raise Refused(f"{self.name} needs a trained autoencoder: --autoencoder RUN/best")
         self.config = self.Config() if config is None else config
-        self.contrast, self.grid, self.measured = contrast, grid or {}, measured or {}
+        self.contrast, self.grid = contrast, grid or {}
+        self.normalise, self.measured = normalise, measured or {}
         self.autoencoder = None if autoencoder is None else autoencoder.requires_grad_(False).eval()
         if networks is None:
             torch.manual_seed(self.config.seed)
@@ -273,7 +277,7 @@ class Method:
                 f"{cls.title}: wants settings of its own, {cls.__name__}.Config, not {type(config).__name__}"
             )
         first = Manifest.load(data if isinstance(data, (str, Path)) else data[0])
-        about = dict(contrast=first.contrast, grid=first.grid.to_dict())
+        about = dict(contrast=first.contrast, grid=first.grid.to_dict(), normalise=first.normalise)
         method = cls(config, **about, autoencoder=as_autoencoder(autoencoder))
         if first.grid.size % method.divisor:
             raise Refused(
@@ -342,30 +346,20 @@ class Method:
 
     def save(self, folder: str | Path) -> Path:
         """Write it as a folder; what of it is there already is replaced."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
         for name, network in self.networks.items():
             save_model(network, folder / name)
         if self.autoencoder is not None:
             save_model(self.autoencoder, folder / "autoencoder")
-        about = {"method": self.name, "contrast": self.contrast, "grid": self.grid}
+        about = {"method": self.name} | {k: getattr(self, k) for k in ("contrast", "grid", "normalise")}
         write_json(folder / FILE, about | {"settings": asdict(self.config), "measured": self.measured})
         return folder
 
     def changed(self, **settings) -> Method:
         """The same networks with other settings at test time. Refused: a setting that is not allowed."""
-        about = dict(contrast=self.contrast, grid=self.grid, measured=self.measured)
-        parts = configured(self.config, **settings), dict(self.networks.items())
-        return type(self)(*parts, autoencoder=self.autoencoder, **about).to(self.device)
-
-
-def as_autoencoder(given: str | Path | AutoencoderKL | None) -> AutoencoderKL | None:
-    """A loaded one; that of a folder of its training; that of a pipeline, by its folder or shipped name."""
-    if given is None or isinstance(given, AutoencoderKL):
-        return given
-    if (Path(given) / "config.json").is_file():
-        return load_autoencoder(given)
-    return read_model(AutoencoderKL, find_folder(given) / "autoencoder")
+        about = {k: getattr(self, k) for k in ("contrast", "grid", "normalise", "measured", "autoencoder")}
+        config = configured(self.config, **settings)
+        return type(self)(config, dict(self.networks.items()), **about).to(self.device)
 
 
 def load(folder: str | os.PathLike, *, name: str | None = None, **changes) -> Method:
@@ -378,15 +372,21 @@ def load(folder: str | os.PathLike, *, name: str | None = None, **changes) -> Me
     hint = "train the method again, or give a folder of `madad train METHOD`"
     content = read_json(folder / FILE, SCHEMA, error=WeightsError, hint=hint)
     try:
+        Grid.from_dict(content["grid"])
         trained = method_class(content["method"])
         config = configured(trained.Config(), **content["settings"])
-    except Refused as error:
-        raise WeightsError(f"{folder / FILE}: {error}") from None
+    except (LookupError, TypeError, ValueError) as error:  # Refused is a ValueError
+        raise WeightsError(f"{folder / FILE}: {one_line(error)}; {hint}") from None
     kind = trained if name is None else _serving(folder, trained, name)
     networks = {n: read_model(k, folder / n) for n, k in kind.kinds.items()}
-    needs = kind.latent or kind.encoder
-    encoder = read_model(AutoencoderKL, folder / "autoencoder") if needs else None
-    about = {k: content[k] for k in ("contrast", "grid", "measured")}
+    encoder = read_model(AutoencoderKL, folder / "autoencoder") if kind.latent or kind.encoder else None
+    about = {k: content[k] for k in ("contrast", "grid", "normalise", "measured") if k in content}
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # takes no memory, leaves no trace
+        meant = trained(config, autoencoder=encoder, **about).networks
+    for n, network in networks.items():
+        found, wanted = ({k: v.shape for k, v in m.state_dict().items()} for m in (network, meant[n]))
+        if found != wanted:
+            raise WeightsError(f"{folder / n}: is not the network that {FILE} describes; {hint}")
     return kind(configured(config, **changes), networks, autoencoder=encoder, **about)
 
 

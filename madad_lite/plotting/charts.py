@@ -112,7 +112,7 @@ def _running_mean(values: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def schedule(alphas_cumprod):
-    """How much of the latent and how much noise the forward process mixes at each step t.
+    """How much of the latent and how much noise the forward process mixes at each level t.
 
     alphas_cumprod: T numbers, or a diffusers scheduler that has them.
     """
@@ -120,10 +120,15 @@ def schedule(alphas_cumprod):
     t = np.arange(len(abar))
     fig, (left, right) = _panels(2, 4.2)
     left.plot(t, abar, "o-", color="0.2", ms=4)
-    _label(left, r"$\bar\alpha_t$: share of the signal's power left", "step t", r"$\bar\alpha_t$")
+    _label(left, r"$\bar\alpha_t$: share of the signal's variance left", "noise level t", r"$\bar\alpha_t$")
     right.plot(t, np.sqrt(abar), "o-", color=BLUE, ms=4, label=r"clean latent: $\sqrt{\bar\alpha_t}$")
     right.plot(t, np.sqrt(1 - abar), "s-", color=ORANGE, ms=4, label=r"noise: $\sqrt{1-\bar\alpha_t}$")
-    _label(right, r"$z_t = \sqrt{\bar\alpha_t}\,z_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$", "step t", "factor")
+    _label(
+        right,
+        r"$z_t = \sqrt{\bar\alpha_t}\,z_0 + \sqrt{1-\bar\alpha_t}\,\varepsilon$",
+        "noise level t",
+        "factor",
+    )
     right.legend(frameon=False, fontsize=8)
     for ax in (left, right):
         ax.set_ylim(-0.03, 1.03)

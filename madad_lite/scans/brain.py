@@ -44,7 +44,8 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     """The largest connected component, holes filled: specks go."""
     parts, n = ndimage.label(mask)
     if n > 1:
-        mask = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
+        sizes = sum(np.bincount(plane.ravel(), minlength=n + 1) for plane in parts)
+        mask = parts == 1 + sizes[1:].argmax()
     return ndimage.binary_fill_holes(mask)
 
 
@@ -77,9 +78,15 @@ def stripped_brain(data: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
     than a brain inside of it, or a skull (`skull_valley`).
     """
     values, counts = np.unique(data[np.ix_(*[[0, -1]] * 3)], return_counts=True)
-    away = np.abs(data - values[counts.argmax()])
+    background = values[counts.argmax()]
+    # in place, because a scan of 0.5 mm is large; `away` is in another order after the percentile
+    away = data - background
+    np.abs(away, out=away)
+    most = np.percentile(away.ravel(order="K"), 99, overwrite_input=True)
+    np.abs(np.subtract(data, background, out=away), out=away)
     # earlier interpolation may have left ripples in the background
-    inside = away > 1e-3 * np.percentile(away, 99)
+    inside = away > 1e-3 * most
+    del away
     if inside.mean() > 0.9:  # no constant background: air with noise
         return None
     if volume_ml(inside, affine) < SMALLEST_PART_ML:
@@ -103,7 +110,7 @@ def deepbet_brain(path: str | os.PathLike, scan: nib.Nifti1Image) -> np.ndarray:
     except ImportError:
         raise ImportError(
             'brain extraction needs deepbet: pip install "madad-lite[prep]"; or use the template\'s brain '
-            '(brain="template") or a mask'
+            '(brain="template", --brain template) or a mask'
         ) from None
     try:
         _, mask, _ = BrainExtraction(no_gpu=True).run(scan)  # a new one each time: it remembers its last scan

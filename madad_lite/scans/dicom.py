@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from madad_lite.errors import ScanError
-from madad_lite.files import new_file
+from madad_lite.files import new_file, safe_name
 
 FEWEST_SLICES, SHORTEST_MM = 15, 80  # of a series that is taken by itself; heads cut to 105 mm were seen
 LOCALISER = re.compile(r"locali[sz]er|scout|survey|^loc\b", re.IGNORECASE)
@@ -104,7 +104,11 @@ def convert_all(folder: str | os.PathLike, work: str | os.PathLike) -> list[Seri
     # all JSON fields; no compression; default settings, whatever the user's own are; subfolders to the ninth level
     options = ["-g", "i", "-b", "y", "-ba", "n", "-z", "n", "-d", "9", "-f", "%s_%j", "-o", str(work)]
     done = subprocess.run(
-        [program, *options, str(folder)], capture_output=True, text=True, errors="replace", check=False
+        [program, *options, os.path.abspath(folder)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     described = {}
     for file in sorted(work.glob("*.json")):  # what dcm2niix makes besides, such as NAME_Eq_1.nii, has none
@@ -232,8 +236,9 @@ def convert_people(
     folders = people(source)
     out.mkdir(parents=True, exist_ok=True)
     for folder in folders:
-        target = out / f"{folder.name}_{contrast}.nii.gz"
-        changed = max(os.stat(p).st_mtime_ns for p in (folder, *folder.rglob("*")))
+        plain = not folder.name.startswith(".") and len(os.fsencode(folder.name)) <= 200
+        target = out / f"{folder.name if plain else safe_name(folder.name)}_{contrast}.nii.gz"
+        changed = max(os.lstat(p).st_mtime_ns for p in (folder, *folder.rglob("*")))
         if target.exists() and target.stat().st_mtime_ns > changed:
             continue
         try:

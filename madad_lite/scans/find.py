@@ -17,6 +17,7 @@ mask.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -43,12 +44,19 @@ WORDS = {  # what the parts of file names and the entries of dataset.json say ab
 MSD_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")  # their order where dataset.json does not say
 SIMULATED = "Simulated brain MRI (madad_lite)"  # in dataset_description.json: how our cohort is known again
 MSD_MODALITY = Rule(
-    lambda v: isinstance(v, dict) and all(k.isdecimal() and isinstance(c, str) for k, c in v.items()),
+    lambda v: (
+        isinstance(v, dict)
+        and all(re.fullmatch("[0-9]{1,3}", k) and isinstance(c, str) for k, c in v.items())
+    ),
     "contrasts by number",
+)
+INSIDE = Rule(
+    lambda v: isinstance(v, str) and not os.path.isabs(v) and ".." not in Path(v).parts,
+    "the name of a file in the task's folder",
 )
 MSD_DATASET = {
     "modality?": ({None}, MSD_MODALITY),
-    "training": [{"image": str, "label": str}],
+    "training": [{"image": INSIDE, "label": INSIDE}],
 }  # dataset.json
 BRAIN_ENDINGS = ("_brain_mask", "_brainmask")
 LESION_ENDINGS = ("_lesion_mask", "_lesion", "_seg", "_segmentation")
@@ -109,9 +117,13 @@ def _ixi(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
 def _bids(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
     table = folder / "participants.tsv"
     groups: dict[str, str] = {}
-    if table.exists():
+    if table.is_file():
         text = table.read_text(encoding="utf-8-sig", errors="replace")  # spreadsheets write other encodings
-        for row in csv.DictReader(text.splitlines(), delimiter="\t"):
+        try:
+            rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
+        except csv.Error as error:
+            raise ScanError(f"{table}: is no table ({error}); repair or remove it") from None
+        for row in rows:
             if row.get("group"):
                 healthy = row["group"].strip().lower() in HEALTHY
                 groups[row.get("participant_id") or ""] = "normal" if healthy else "patient"
@@ -189,6 +201,11 @@ def _msd(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
         reason = str(error).removeprefix(f"{described}: ")
         raise ScanError(f"{described}: does not describe a Decathlon task: {reason}") from None
     modality = content.get("modality") or dict(enumerate(MSD_CHANNELS))
+    times = Counter(folder / p["image"] for p in content["training"])
+    if twice := [path for path, n in times.items() if n > 1]:
+        raise ScanError(
+            f"{described}: {twice[0].relative_to(folder)} is in it twice; repair it, or unpack it again"
+        )
     for image, label in ((p["image"], p["label"]) for p in content["training"]):
         path = folder / image
         for channel, described_as in modality.items():

@@ -82,14 +82,20 @@ class Geometry:
     grid: Grid
     slice_index: tuple[int, ...]  # z of each kept slice in the grid
     intensity: tuple[float, float] = (0.0, 1.0)  # (offset, median): value = offset + median * (x + 1)
+    levels: tuple[tuple[float, ...], tuple[float, ...]] | None = (
+        None  # (0..2 by the median, 0..2 by the tissues)
+    )
 
     def to_intensity(self, slices: np.ndarray) -> np.ndarray:
         """Slices in [-1, 1] in the scan's own intensities."""
         offset, median = self.intensity
-        return offset + median * (np.asarray(slices) + 1)
+        values = np.asarray(slices) + 1
+        if self.levels is not None:
+            values = np.interp(values, self.levels[1], self.levels[0])
+        return offset + median * values
 
     def to_dict(self) -> dict:
-        return {
+        content = {
             "scan_shape": [int(n) for n in self.scan_shape],
             "scan_affine": np.asarray(self.scan_affine).tolist(),
             "to_mni": np.asarray(self.to_mni).tolist(),
@@ -97,6 +103,8 @@ class Geometry:
             "slice_index": [int(k) for k in self.slice_index],
             "intensity": [float(v) for v in self.intensity],
         }
+        levels = None if self.levels is None else [[float(v) for v in way] for way in self.levels]
+        return content if levels is None else content | {"levels": levels}
 
     @classmethod
     def from_dict(cls, values: dict) -> Geometry:
@@ -107,6 +115,7 @@ class Geometry:
             Grid.from_dict(values["grid"]),
             tuple(values["slice_index"]),
             tuple(values["intensity"]),
+            tuple(map(tuple, values["levels"])) if values.get("levels") else None,
         )
 
 

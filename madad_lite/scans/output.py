@@ -18,7 +18,7 @@ class MadAdOutput(BaseOutput):
 
     anomaly_map: torch.Tensor  # (N, 1, H, W) in [0, 1]
     healed: torch.Tensor  # (N, 1, H, W) in [-1, 1], the decoded healed latent
-    reconstruction: torch.Tensor  # (N, 1, H, W) in [-1, 1], the decoded latent before healing
+    reconstruction: torch.Tensor | None  # (N, 1, H, W) in [-1, 1], the decoded latent before healing
     image: torch.Tensor  # (N, 1, H, W) in [-1, 1], the scan itself
     brain: torch.Tensor  # (N, 1, H, W) bool
     mask_probability: torch.Tensor  # (S, N, 1, h, w) in [0, 1], chance of "noised" at each step

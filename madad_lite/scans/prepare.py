@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
@@ -22,8 +23,9 @@ from madad_lite.scans.brain import (
     whole_brain_ml,
 )
 from madad_lite.scans.grid import Geometry, Grid, PreparedScan
-from madad_lite.scans.nifti import load_mask, load_volume, resample
+from madad_lite.scans.nifti import check_intensities, load_mask, load_volume, resample
 from madad_lite.scans.registration import register_to_mni, smoothed, template
+from madad_lite.scans.tissues import check_normalisation, normalised
 
 ALREADY_THERE = 0.9  # Dice of the brain masks above which a scan counts as lying in MNI space already
 REGISTERED = (
@@ -31,16 +33,20 @@ REGISTERED = (
 )
 
 
+@lru_cache(maxsize=2)
+def _template_brain_on(grid: Grid) -> np.ndarray:
+    """The template's brain on a grid, bool."""
+    reference = template("brain")
+    voxel = np.linalg.inv(reference.affine) @ grid.affine
+    return resample(np.asarray(reference.dataobj), voxel, grid.shape) > 0.5
+
+
 def mask_overlap(brain: np.ndarray, affine: np.ndarray, to_mni: np.ndarray, grid: Grid = Grid()) -> float:
     """Dice coefficient of a scan's brain mask with the template's, on the grid: the default one holds the
     whole brain.
     """
-    reference = template("brain")
-    theirs = (
-        resample(np.asarray(reference.dataobj), np.linalg.inv(reference.affine) @ grid.affine, grid.shape)
-        > 0.5
-    )
-    ours = resample(brain.astype(np.float32), np.linalg.inv(to_mni @ affine) @ grid.affine, grid.shape) > 0.5
+    theirs = _template_brain_on(grid)
+    ours = resample(brain, np.linalg.inv(to_mni @ affine) @ grid.affine, grid.shape) > 0.5
     return float(2 * (theirs & ours).sum() / max(1, theirs.sum() + ours.sum()))
 
 
@@ -77,6 +83,8 @@ def prepare_volume(
     register: bool | str = "auto",
     min_brain: float = 0.05,
     bias_correction: bool = False,
+    normalise: str = "median",
+    contrast: str = "t1",
     max_voxels: int | None = None,
 ) -> PreparedScan:
     """A scan's slices: stripped, registered to MNI152, normalised, cut.
@@ -89,6 +97,7 @@ def prepare_volume(
     lesion: a mask file, any value above 0.  channel: which volume of a 4-D file.
     min_brain: slices with a smaller share of brain pixels are left out.
     bias_correction: even out slow changes of brightness first (`bias.without_bias`, about two seconds).
+    normalise: "median", or "tissue": CSF, grey and white matter of a `contrast` at fixed places (tissues.PLACES).
     max_voxels: as of `nifti.load_volume`.
     ScanError, one line that names the file, for whatever cannot be used: also where registration makes the
     whole brain smaller than 0.8 or larger than 2.1 litres (2.5 with a mask that was given).
@@ -99,11 +108,11 @@ def prepare_volume(
     """
     if register not in (True, False, "auto"):
         raise ValueError(f'register is True, False or "auto", not {register!r}')
+    check_normalisation(normalise, contrast)
     path = Path(image)
     scan = load_volume(path, channel, max_voxels=max_voxels)
     data, affine = np.asarray(scan.dataobj), scan.affine
-    if data.min() == data.max():
-        raise ScanError(f"{path}: all its voxels have the same value")
+    check_intensities(path, data)
     lesions = None if lesion is None else load_mask(lesion, path.name, scan, max_voxels=max_voxels)
     mask, source = find_brain(path, scan, brain or "auto", max_voxels=max_voxels)
     if mask is not None and volume_ml(mask, affine) < SMALLEST_PART_ML:
@@ -137,14 +146,21 @@ def prepare_volume(
     corner = affine @ nib.affines.from_matvec(
         np.eye(3), [s.start for s in box]
     )  # the box's voxels -> scan mm
-    values = np.where(mask[box], np.clip((data[box] - offset) / median, 0, 2), 0)
+    values = (data[box] - offset) / median
+    np.clip(values, 0, 2, out=values)
+    values[~mask[box]] = 0
+    shape = scan.shape
+    del scan, data  # of 0.5 mm they are large, and the spline needs as much again
     # cubic, because linear interpolation takes a third of the finest detail from a scan at the grid's own
     # resolution
     pixels = resample(
-        smoothed(values, affine, grid.spacing), np.linalg.inv(to_mni @ corner) @ grid.affine, grid.shape, 3
+        smoothed(values, affine, grid.spacing, out=values),
+        np.linalg.inv(to_mni @ corner) @ grid.affine,
+        grid.shape,
+        3,
     )
     to_scan = np.linalg.inv(to_mni @ affine) @ grid.affine  # grid voxel -> scan voxel
-    inside = _to_slices(resample(mask.astype(np.float32), to_scan, grid.shape) > 0.5)
+    inside = _to_slices(resample(mask, to_scan, grid.shape) > 0.5)
     kept = np.flatnonzero(inside.mean((1, 2)) >= min_brain)
     if not len(kept):
         raise ScanError(
@@ -153,6 +169,9 @@ def prepare_volume(
         )
     slices = np.where(inside, np.clip(_to_slices(pixels) - 1, -1, 1), -1).astype(np.float32)
     if lesions is not None:
-        lesions = _to_slices(resample(lesions.astype(np.float32), to_scan, grid.shape) > 0.5)[kept]
-    geometry = Geometry(scan.shape, affine, to_mni, grid, tuple(int(k) for k in kept), (offset, median))
-    return PreparedScan(slices[kept], inside[kept], lesions, geometry, source, volume_ml(mask, affine), mask)
+        lesions = _to_slices(resample(lesions, to_scan, grid.shape) > 0.5)[kept]
+    geometry = Geometry(shape, affine, to_mni, grid, tuple(int(k) for k in kept), (offset, median))
+    prepared = PreparedScan(
+        slices[kept], inside[kept], lesions, geometry, source, volume_ml(mask, affine), mask
+    )
+    return normalised(prepared, normalise, contrast, path)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,37 +18,50 @@ SCALES = 0.5, 2.0  # what a registration may do to a brain's size
 ANISOTROPY = 1.6  # largest scale by smallest; real heads need up to 1.25
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # 35 MB each
 def template(kind: str = "t1") -> nib.Nifti1Image:
     """The MNI152 2009a template that nilearn ships, 1 mm: "t1" (brain only), "gm", "wm" (0..255) or "brain"
     (0/1).
     """
-    from nilearn import datasets
+    # nilearn's file without nilearn, whose import takes longer than reading a scan
+    name = f"mni_icbm152_{'t1' if kind == 'brain' else kind}_tal_nlin_sym_09a_converted.nii.gz"
+    image = nib.load(Path(find_spec("nilearn").origin).parent / "datasets" / "data" / name)
+    data = np.asarray(image.dataobj).astype(np.float32)
+    if kind == "brain":
+        return nib.Nifti1Image((data > 0).astype(np.float32), image.affine)
+    data /= data.max()  # nilearn's scale, 0..1
+    return nib.Nifti1Image(data * np.float32(255), image.affine)
 
-    load = {"gm": datasets.load_mni152_gm_template, "wm": datasets.load_mni152_wm_template}
-    image = load.get(kind, datasets.load_mni152_template)(resolution=1)  # 0..1, what was 0..255 by 255
-    data = np.asarray(image.dataobj, dtype=np.float32) * np.float32(255)
-    return nib.Nifti1Image((data > 0).astype(np.float32) if kind == "brain" else data, image.affine)
 
-
-def smoothed(data: np.ndarray, affine: np.ndarray, spacing: float) -> np.ndarray:
+def smoothed(
+    data: np.ndarray, affine: np.ndarray, spacing: float, out: np.ndarray | None = None
+) -> np.ndarray:
     """Volume smoothed to what a grid of `spacing` mm can hold, along the axes that are finer; the others stay
-    sharp.
+    sharp. out: takes the result, and may be `data` itself.
 
     The factor is chosen by measurement: a scan of 1 mm becomes as sharp as one that was taken at 2 mm,
     without aliasing.
     """
     ratio = spacing / np.linalg.norm(affine[:3, :3], axis=0)
     sigma = np.where(ratio > 1.05, 0.38 * np.sqrt(np.maximum(ratio**2 - 1, 0)), 0)  # voxels
-    return ndimage.gaussian_filter(data, sigma) if sigma.any() else data
+    return ndimage.gaussian_filter(data, sigma, output=out) if sigma.any() else data
 
 
-def _coarse(data: np.ndarray, affine: np.ndarray, spacing: float) -> nib.Nifti1Image:
-    """The volume at `spacing` mm, its axes along the world's (RAS)."""
+def _coarse(
+    data: np.ndarray, affine: np.ndarray, spacing: float, brain: np.ndarray | None = None
+) -> nib.Nifti1Image:
+    """The volume (float32, which is smoothed in place) at `spacing` mm, its axes along the world's (RAS).
+    brain: bool; outside of it the volume is 0.
+    """
     from nibabel.processing import resample_to_output
 
-    image = nib.Nifti1Image(smoothed(data.astype(np.float32), affine, spacing), affine)
-    return resample_to_output(image, spacing, order=1)
+    part = data
+    if brain is not None:  # smoothing reaches four sigma far
+        reach = 1 + int(1.6 * spacing / np.linalg.norm(affine[:3, :3], axis=0).min())
+        (box,) = ndimage.find_objects(brain.view(np.uint8))
+        part = data[tuple(slice(max(0, s.start - reach), s.stop + reach) for s in box)]
+    smoothed(part, affine, spacing, out=part)
+    return resample_to_output(nib.Nifti1Image(data, affine), spacing, order=1)
 
 
 def _itk(coarse: nib.Nifti1Image):
@@ -86,7 +101,8 @@ def one_thread():
 @lru_cache(maxsize=4)
 def _itk_template(kind: str, spacing: float):
     reference = template(kind)
-    return _itk(_coarse(np.asarray(reference.dataobj), reference.affine, spacing))
+    data = np.array(reference.dataobj)
+    return _itk(_coarse(data, reference.affine, spacing, data > 0))
 
 
 def _optimise(transform, moving: nib.Nifti1Image, margin: int) -> float:
@@ -115,6 +131,13 @@ def _optimise(transform, moving: nib.Nifti1Image, margin: int) -> float:
 def _centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Centre of mass in mm."""
     return nib.affines.apply_affine(affine, ndimage.center_of_mass(mask))
+
+
+@lru_cache(maxsize=1)
+def _template_centre() -> list[float]:
+    """The centre of the template's brain, MNI mm."""
+    reference = template("brain")
+    return [float(v) for v in _centre(np.asarray(reference.dataobj), reference.affine)]
 
 
 def _starts(moving: nib.Nifti1Image, whole_head: bool) -> list[np.ndarray]:
@@ -150,13 +173,20 @@ def register_to_mni(image: nib.Nifti1Image, brain: np.ndarray | None = None) -> 
         low = min(
             low, 0
         )  # as in the normalisation: background below the brain, also in scans with negative values
-    data = np.clip(data - low, 0, high - low)
-    data = data if brain is None else np.where(brain, data, 0)
-    coarse = {spacing: _coarse(data, image.affine, spacing) for spacing in (8.0, 4.0)}
+
+    def clipped() -> np.ndarray:
+        """0 to high - low, 0 outside the brain; plane by plane, because a scan of 0.5 mm is large."""
+        values = np.empty_like(data)
+        for k in range(data.shape[2]):
+            plane = np.clip(data[..., k] - low, 0, high - low)
+            values[..., k] = plane if brain is None else np.where(brain[..., k], plane, 0)
+        return values
+
+    coarse = {spacing: _coarse(clipped(), image.affine, spacing, brain) for spacing in (8.0, 4.0)}
     # the margin shows where a stripped brain ends; in a whole head it would compare skull with nothing
     margin = 0 if brain is None else 1
 
-    centre = [float(v) for v in _centre(np.asarray(template("brain").dataobj), template("brain").affine)]
+    centre = _template_centre()
     with one_thread():
         tried = []
         for start in _starts(coarse[8.0], whole_head=brain is None):

@@ -35,6 +35,8 @@ def to_flair(images: np.ndarray, brain: np.ndarray, rng: np.random.Generator) ->
     """One subject's T1 slices (n, H, W) in [-1, 1] -> FLAIR-like ones of the same shape and normalisation."""
     v = np.asarray(images, np.float32) + 1  # 0..2, the brain's median is 1
     grey, white = tissue_levels(v[brain])
+    if not 0 < grey < white < 2.4:
+        raise ValueError("grey and white matter cannot be told apart in it")
     csf = grey * rng.uniform(0.42, 0.62)  # T1: where pure CSF ends
     bright = rng.uniform(1.05, 1.35)  # grey matter over white matter
     dark = np.sort(rng.uniform([0.0, 0.1], [0.2, 0.4]))
@@ -59,12 +61,17 @@ def recolour_folder(source: str | Path, out: str | Path, *, seed: int = 0, progr
         raise ScanError(f"{out}: is not empty; choose another folder")
     content = json.loads(json.dumps(manifest.to_dict()))
     content["contrast"] = "flair"
-    content["settings"] |= {"recoloured_from": str(source), "recolour_seed": seed}
+    content["settings"] |= {"recoloured_from": str(source), "recolour_seed": seed, "normalise": "median"}
     content["scans"] = [s | {"contrast": "flair"} for s in content["scans"] if not s["lesion"]]
     with new_folder(out, replace=True) as part:
         for number, scan in enumerate(tqdm(content["scans"], desc="FLAIR from T1", disable=not progress)):
             image, brain = (np.asarray(manifest.array(scan, k)) for k in ("image", "brain"))
-            flair = to_flair(image, brain, np.random.default_rng([seed, number]))
+            try:
+                flair = to_flair(image, brain, np.random.default_rng([seed, number]))
+            except ValueError as error:  # KMeans has its own, for too few voxels
+                raise ScanError(
+                    f"{manifest.scan_folder(scan)}: {error}; prepare the folder without it"
+                ) from None
             folder = part / "scans" / scan["scan_id"]
             folder.mkdir(parents=True)
             scan["crc32"] = write_arrays(folder, {"image": flair.astype(np.float16), "brain": brain})

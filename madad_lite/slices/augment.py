@@ -120,5 +120,90 @@ def _authors(images, brain, generator):
     return torch.where(brain, (2 * v - 1).clamp(-1, 1), -1.0), brain
 
 
+def bend(
+    images: torch.Tensor, brain: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Deform each slice smoothly by up to a few pixels, and widen its middle by up to 40 %: brains differ in form,
+    and the ventricles of old ones are wide. Returns (images, brain).
+    """
+    n, _, h, w = images.shape
+    still = torch.eye(2, 3).expand(n, 2, 3)
+    grid = F.affine_grid(still, [n, 1, h, w], align_corners=False)  # (N, H, W, 2), -1..1
+    knots = torch.empty(n, 2, 6, 6).normal_(generator=generator) * _uniform(n, 0, 2.5 / w, generator)
+    grid = grid + F.interpolate(knots, size=(h, w), mode="bicubic", align_corners=True).movedim(1, -1)
+    weight = brain.float() / brain.sum((2, 3), keepdim=True).clamp_min(1)
+    centre = (weight.movedim(1, -1) * grid).sum((1, 2), keepdim=True)  # (N, 1, 1, 2), of the brain
+    away = grid - centre
+    reach = _uniform(n, 0.25, 0.45, generator)  # of half a slice
+    near = torch.exp(-away.square().sum(-1, keepdim=True) / (2 * reach**2))  # (N, H, W, 1)
+    grid = centre + away * (1 - near * _uniform(n, -0.1, 0.28, generator))
+    moved = F.grid_sample(images + 1, grid, align_corners=False) - 1
+    inside = F.grid_sample(brain.float(), grid, align_corners=False) > 0.5
+    return torch.where(inside, moved, -1.0), inside
+
+
+def vary_tissues(
+    images: torch.Tensor, brain: torch.Tensor, generator: torch.Generator, strength: float = 0.5
+) -> torch.Tensor:
+    """Send each slice's intensities through a random rising curve, so that the tissues keep their order and change
+    their contrast, and bring the brain's median back to where it was.
+
+    strength: 0: no change; 1: steps of the curve from about a third to three times the even ones.
+    """
+    n, knots = len(images), 8
+    steps = (strength * torch.empty(n, knots).uniform_(-1.1, 1.1, generator=generator)).exp()
+    levels = F.pad((steps / steps.sum(1, keepdim=True)).cumsum(1), (1, 0))  # (N, 9), 0..1
+    position = (images.flatten(1) + 1) / 2 * knots
+    left = position.floor().clamp(0, knots - 1).long()
+    value = torch.lerp(levels.gather(1, left), levels.gather(1, left + 1), position - left).view_as(images)
+    return torch.where(brain, (2 * value * _to_median(images, value, brain) - 1).clamp(-1, 1), -1.0)
+
+
+def _to_median(before: torch.Tensor, value: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
+    """(N, 1, 1, 1): by what `value` (0..1) is multiplied to have the median of `before` (-1..1) in the brain."""
+    nan = torch.tensor(float("nan"))
+    medians = [torch.where(brain, v, nan).flatten(1).nanmedian(1).values for v in ((before + 1) / 2, value)]
+    return (medians[0] / medians[1].clamp_min(0.05)).nan_to_num(1.0).clamp(0.5, 2.0).view(-1, 1, 1, 1)
+
+
+def thicken(images: torch.Tensor, generator: torch.Generator, share: float = 0.3) -> torch.Tensor:
+    """Blur a share of the slices with their neighbours in the batch, as thick slices are: consecutive slices of a
+    volume, as a SliceDataset gives them in order, are what this is for.
+    """
+    n = len(images)
+    order = torch.arange(n)
+    near, far = (
+        (images[(order - k).clamp_min(0)] + images[(order + k).clamp_max(n - 1)]) / 2 for k in (1, 2)
+    )
+    thick = 0.4 * images + 0.4 * near + 0.2 * far  # 8 mm, of slices 2 mm apart
+    amount = _uniform(n, 0, 1, generator) * (torch.rand(n, 1, 1, 1, generator=generator) < share)
+    return torch.lerp(images, thick, amount)
+
+
+def cut_off(brain: torch.Tensor, generator: torch.Generator, share: float = 0.05) -> torch.Tensor:
+    """The brain without all beyond a line across the slice, in a share of them: a field of view that ends in it."""
+    n, _, h, w = brain.shape
+    angle = _uniform(n, 0, 2 * math.pi, generator)
+    y, x = torch.linspace(-1, 1, h).view(1, 1, h, 1), torch.linspace(-1, 1, w).view(1, 1, 1, w)
+    beyond = angle.cos() * x + angle.sin() * y > _uniform(n, 0.35, 0.7, generator)
+    return brain & ~(beyond & (torch.rand(n, 1, 1, 1, generator=generator) < share))
+
+
+def _wide(images, brain, generator):
+    """Other hospitals: tissue contrast, bias, noise, thick slices, cut fields of view, other brains' forms."""
+    images = thicken(images, generator)
+    images, brain = bend(*move(images, brain, generator, degrees=8.0, scale=0.1), generator)
+    brain = cut_off(brain, generator)
+    images = vary_tissues(torch.where(brain, images, -1.0), brain, generator)
+    n = len(images)
+    strong = vary_intensity(images, brain, generator, strength=2.5)
+    images = torch.where(torch.rand(n, 1, 1, 1, generator=generator) < 0.5, strong, images)
+    value = (images + 1) / 2
+    images = torch.where(
+        brain, (2 * value * _to_median(torch.zeros_like(images), value, brain) - 1).clamp(-1, 1), -1.0
+    )
+    return vary_acquisition(vary_intensity(images, brain, generator), brain, generator)
+
+
 # (images, brain, generator) -> (images, brain)
-AUGMENTATIONS = {"lite": _lite, "authors": _authors}
+AUGMENTATIONS = {"lite": _lite, "authors": _authors, "wide": _wide}

@@ -17,11 +17,11 @@ class SliceDataset:
            False without mask), "scan": position in .scan_ids and .subjects, "index": which of the scan's
            slices}
 
-    data: prepared folder(s) or Manifest(s), all on one grid.  lesion_free: only slices without lesion pixels; by
-    default for "train". The files' sizes and headers are looked at when it is made; later nothing but the
-    slice that is asked for is read, and no file stays open: it can be pickled and sent to workers. Raises
-    ScanError for an empty split, a folder that is given twice and damaged arrays (`Manifest.verify` looks at every
-    byte).
+    data: prepared folder(s) or Manifest(s), all on one grid and normalised alike.  lesion_free: only slices
+    without lesion pixels; by default for "train". The files' sizes and headers are looked at when it is made;
+    later nothing but the slice that is asked for is read, and no file stays open: it can be pickled and sent to
+    workers. Raises ScanError for an empty split, a folder that is given twice and damaged arrays
+    (`Manifest.verify` looks at every byte).
     """
 
     def __init__(self, data, split: str = "train", lesion_free: bool | None = None):
@@ -33,6 +33,9 @@ class SliceDataset:
             raise ScanError(
                 f"{', '.join(str(m.folder) for m in manifests)}: on different grids; use one for all"
             )
+        if len(ways := sorted({m.normalise for m in manifests})) > 1:
+            names = ", ".join(str(m.folder) for m in manifests)
+            raise ScanError(f"{names}: prepared with --normalise {' and '.join(ways)}; use one for all")
         folders = [m.folder.resolve() for m in manifests]
         if twice := [f for f in folders if folders.count(f) > 1]:
             raise ScanError(f"{twice[0]}: given twice, so that its slices would count double; give it once")

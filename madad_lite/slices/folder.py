@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from madad_lite.errors import ScanError
+from madad_lite.errors import RunError, ScanError, one_line
 from madad_lite.files import (
     new_folder,
     nifti_files,
     read_json,
+    refuse_foreign,
     remove_leftovers,
     safe_name,
     write_json,
@@ -31,8 +32,11 @@ from madad_lite.scans.dicom import convert_people, holds_dicom
 from madad_lite.scans.find import ScanFiles, find_scans, is_simulated
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.prepare import prepare_volume
-from madad_lite.slices.manifest import ENTRY, Manifest, contradiction, write_arrays
+from madad_lite.scans.tissues import check_normalisation
+from madad_lite.slices.manifest import ARRAYS, ENTRY, Manifest, contradiction, write_arrays
 from madad_lite.slices.splits import assign_splits, read_splits
+
+SCAN_FILES = ["scan.json", *(f"{name}.npy" for name in ARRAYS)]
 
 
 def _state(scan: ScanFiles) -> list:
@@ -63,12 +67,15 @@ def _prepared(scan: ScanFiles, manifest: Manifest, checksums: bool = True) -> di
     return None if contradiction(entry, manifest.to_dict()) else entry
 
 
-def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | str) -> tuple[str, str] | None:
+def _prepare_scan(
+    scan: ScanFiles, folder: Path, grid: Grid, register: bool | str, normalise: str
+) -> tuple[str, str] | None:
     """Prepare one scan into folder/SCAN_ID. Returns (file, reason) if it cannot be used. Runs in a worker
     process.
     """
-    state = _state(scan)
+    state, target = _state(scan), folder / scan.scan_id
     try:
+        refuse_foreign(target, SCAN_FILES, "a prepared scan")
         prepared = prepare_volume(
             scan.image,
             brain=scan.brain,
@@ -76,12 +83,14 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
             channel=scan.channel,
             grid=grid,
             register=register,
+            normalise=normalise,
+            contrast=scan.contrast,
         )
     except ImportError as error:  # registration is not installed: no scan's fault, and the same for all
         raise ScanError(f"{scan.image}: {error}") from None
     except Exception as error:  # whatever is wrong with one scan, the others are still done
-        kind = "" if isinstance(error, ScanError) else f"{type(error).__name__}: "
-        return str(scan.image), " ".join(f"{kind}{error}".split())
+        kind = "" if isinstance(error, (ScanError, RunError)) else f"{type(error).__name__}: "
+        return str(scan.image), kind + one_line(error)
     arrays = {"image": prepared.image.astype(np.float16), "brain": prepared.brain.astype(bool)}
     if prepared.lesion is not None:
         arrays["lesion"] = prepared.lesion.astype(bool)
@@ -99,7 +108,7 @@ def _prepare_scan(scan: ScanFiles, folder: Path, grid: Grid, register: bool | st
         else [int(n) for n in arrays["lesion"].sum(axis=(1, 2))],
     }
     # replaced: damaged, or made from files that have changed since
-    with new_folder(folder / scan.scan_id, replace=True) as part:
+    with new_folder(target, replace=True, ours=SCAN_FILES) as part:
         entry["crc32"] = write_arrays(part, arrays)
         write_json(part / "scan.json", {"entry": entry, "state": state})
     return None
@@ -138,6 +147,7 @@ def prepare_folder(
     series: str | None = None,
     grid: Grid | None = None,
     register: bool | str = "auto",
+    normalise: str | None = None,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
     splits: Mapping[str, Sequence[str]] | str | Path | None = None,
@@ -156,7 +166,7 @@ def prepare_folder(
         to val and test, half each, or, with `patients_in_train`, by `fractions` too (SliceDataset then trains
         only on their slices without lesion).
     series: of DICOM folders, the number or description that all of them have; None: see scans.dicom.choose.
-    grid: by default Grid().  register: see `scans.prepare.prepare_volume`.
+    grid: by default Grid().  register, normalise: see `scans.prepare.prepare_volume`.
     workers: processes, by default one a core.
 
     Called again, it goes on where it was interrupted, prepares what is new or has changed in `source` and what
@@ -167,7 +177,9 @@ def prepare_folder(
     """
     source, out, grid = Path(source).resolve(), Path(out), grid or Grid()
     splits = None if splits is None else read_splits(splits)
-    dicom = source.is_dir() and not nifti_files(source) and holds_dicom(source)
+    normalise = normalise or "median"
+    check_normalisation(normalise, contrast)
+    dicom = source.is_dir() and not nifti_files(source, lambda error: None) and holds_dicom(source)
     if series is not None and not dicom:
         raise ScanError(f"{source}: --series chooses within DICOM folders, and this is none")
     settings = json.loads(
@@ -177,6 +189,7 @@ def prepare_folder(
                 "contrast": contrast,
                 "grid": grid.to_dict(),
                 "register": register,
+                "normalise": normalise,
                 "fractions": [float(f) for f in fractions],
                 "seed": seed,
                 "splits": splits,
@@ -226,7 +239,7 @@ def prepare_folder(
     remove_leftovers(folder)
     manifest.subjects = dict(sorted((manifest.subjects | chosen).items()))
     done = {scan.scan_id: _prepared(scan, manifest) for scan in usable}
-    tasks = [(scan, folder, grid, register) for scan in usable if done[scan.scan_id] is None]
+    tasks = [(scan, folder, grid, register, normalise) for scan in usable if done[scan.scan_id] is None]
     if tasks:
         manifest.complete = False  # until it fits the files again
         manifest.save()
@@ -275,7 +288,12 @@ def _open(out: Path, settings: dict) -> Manifest:
                 f"{out}: holds slices that were recoloured from {manifest.settings['recoloured_from']}; "
                 "choose another folder"
             )
-        stored = manifest.settings | {"contrast": manifest.contrast, "grid": manifest.grid.to_dict()}
+        own = {
+            "contrast": manifest.contrast,
+            "grid": manifest.grid.to_dict(),
+            "normalise": manifest.normalise,
+        }
+        stored = manifest.settings | own
         if changed := sorted(k for k in settings if stored.get(k) != settings[k]):
             k = changed[0]
             raise ScanError(

@@ -40,6 +40,7 @@ GEOMETRY = {
     "grid": GRID,
     "slice_index": [COUNT],
     "intensity": [float] * 2,
+    "levels?": [[float], [float]],
 }
 ENTRY = {
     "scan_id": Rule(
@@ -206,6 +207,22 @@ class Manifest:
             path, known = self.scan_folder(scan) / f"{name}.npy", scan.get("crc32", {}).get(name)
             if checksums and known is not None and checksum(path) != known:
                 raise ScanError(f"{path}: damaged (its checksum is another one)")
+            if checksums and (wrong := self._wrong(scan, name)):
+                raise ScanError(f"{path}: damaged ({wrong})")
+
+    def _wrong(self, scan: dict, name: str) -> str | None:
+        """In words, what a scan's array holds and must not, whatever its checksum says."""
+        values = self.array(scan, name)
+        if name == "image":
+            bits = (
+                np.asarray(values).view(np.uint16) & 0x7FFF
+            )  # a float16 without its sign; from 0x3C00, 1.0, on
+            return "holds values outside of -1 to 1, or NaN" if (bits > 0x3C00).any() else None
+        if (values.view(np.uint8) > 1).any():
+            return "holds other values than true and false"
+        if name == "lesion" and values.sum((1, 2)).tolist() != scan["lesion_pixels"]:
+            return "holds other lesion pixels than the manifest says"
+        return None
 
     def verify(self, split: str | None = None, *, checksums: bool = True) -> None:
         """ScanError when a scan's arrays are not those that were prepared.
@@ -222,6 +239,11 @@ class Manifest:
                     else "run the same `madad prepare` again"
                 )
                 raise ScanError(f"{error}; {again}") from None
+
+    @property
+    def normalise(self) -> str:
+        """How its scans were scaled, see scans.prepare. Folders of earlier versions do not say it."""
+        return self.settings.get("normalise", "median")
 
     @property
     def recoloured(self) -> bool:

@@ -103,11 +103,11 @@ def read_splits(splits: Mapping[str, Sequence[str]] | str | Path) -> dict[str, l
     if not isinstance(splits, Mapping):
         name = str(splits)
         splits = read_json(splits, hint="it " + wanted)
-    if (
-        not isinstance(splits, Mapping)
-        or set(splits) - set(SPLITS)
-        or any(isinstance(v, str) or not isinstance(v, Iterable) for v in splits.values())
-    ):
+    good = isinstance(splits, Mapping) and not set(splits) - set(SPLITS)
+    for subjects in splits.values() if good else ():  # a subject may be called 7
+        good &= isinstance(subjects, Iterable) and not isinstance(subjects, (str, bytes, Mapping))
+        good = good and all(type(subject) in (str, int) for subject in subjects)
+    if not good:
         raise ScanError(f"{name}: {wanted}")
     result = {s: sorted({str(subject) for subject in splits.get(s, ())}) for s in SPLITS}
     everyone = [subject for s in SPLITS for subject in result[s]]

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from madad_lite.errors import RunError
-from madad_lite.files import save_model
-from madad_lite.pipeline import load_parts
+from madad_lite.files import MODEL, read_json, refuse_foreign, save_model
+from madad_lite.pipeline import MadAdPipeline, load_parts
 from madad_lite.slices.folder import Manifest
 from madad_lite.training.settings import RECIPES, configured
 
@@ -27,14 +27,17 @@ def assemble(
     """Write a pipeline's folder, whole or not at all; returns it.
 
     autoencoder, denoiser: the trainings' `best/` or `last/`. data: the prepared folder that they learnt from:
-    contrast and grid are taken from it. changes: settings of detection that differ from the recipe's, and
-    decision_threshold. half: stored in half precision. force: replace an earlier pipeline. RunError when `out`
-    holds anything else; ValueError for a setting that does not exist.
+    contrast, grid and normalisation are taken from it. changes: settings of detection that differ from the
+    recipe's, and decision_threshold. half: stored in half precision. force: replace an earlier pipeline.
+    RunError when `out` holds anything else; ValueError for a setting that does not exist.
     """
     out, changes = Path(out), dict(changes or {})
     if out.exists() and any(out.iterdir()):
         if not (out / "model_index.json").exists():
             raise RunError(f"{out}: holds something else than a pipeline; choose another folder")
+        kind = {"_class_name": {MadAdPipeline.__name__}}
+        read_json(out / "model_index.json", kind, error=RunError, hint="choose another folder")
+        refuse_foreign(out, MODEL, "a pipeline")
         if not force:
             raise RunError(f"{out}: exists already; add --force to replace it")
     threshold = changes.pop("decision_threshold", None)
@@ -42,8 +45,8 @@ def assemble(
         raise ValueError(f"decision_threshold={threshold}: the threshold of a map is a number from 0 to 1")
     detection = asdict(configured(RECIPES[recipe].detection, **changes))
     manifest = Manifest.load(data)
-    own = {"contrast": manifest.contrast, "grid": manifest.grid.to_dict(), "decision_threshold": threshold}
-    pipe = load_parts(autoencoder, denoiser, **own, **detection)
+    own = {"contrast": manifest.contrast, "grid": manifest.grid.to_dict(), "normalise": manifest.normalise}
+    pipe = load_parts(autoencoder, denoiser, **own, decision_threshold=threshold, **detection)
     if half:
         pipe.autoencoder.half(), pipe.denoiser.half()
     save_model(pipe, out)

@@ -19,6 +19,7 @@ from madad_lite.training.loop import Batch, train_model
 from madad_lite.training.processes import processes
 from madad_lite.training.run_folder import described, spread
 from madad_lite.training.settings import AutoencoderConfig
+from madad_lite.weights.folder import find_folder, read_model
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor, brain: torch.Tensor) -> float:
@@ -31,23 +32,23 @@ def psnr(images: torch.Tensor, reference: torch.Tensor, brain: torch.Tensor) -> 
 
 
 def load_autoencoder(folder: str | Path) -> AutoencoderKL:
-    """A trained latent encoder from its folder; RunError for one that cannot be used. Never downloads."""
+    """A trained latent encoder from its folder. RunError: it holds none; WeightsError: it is damaged."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise RunError(f"{folder}: no trained autoencoder there; give the best/ or last/ of its training")
     config = read_json(folder / "config.json", {}, error=RunError, hint="train the autoencoder again")
     if (kind := config.get("_class_name")) != AutoencoderKL.__name__:
         raise RunError(f"{folder}: holds {kind}, not an autoencoder; give the best/ or last/ of its training")
-    try:
-        model, found = AutoencoderKL.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # diffusers, safetensors and torch raise whatever they like
-        reason = str(error).strip().partition("\n")[0]
-        raise RunError(f"{folder}: its weights cannot be loaded ({reason}); train it again") from None
-    if found["missing_keys"]:
-        raise RunError(f"{folder}: its weights lack {found['missing_keys'][0]}; train it again")
-    return model
+    return read_model(AutoencoderKL, folder)
+
+
+def as_autoencoder(given: str | Path | AutoencoderKL | None) -> AutoencoderKL | None:
+    """A loaded one; that of a folder of its training; that of a pipeline, by its folder or shipped name."""
+    if given is None or isinstance(given, AutoencoderKL):
+        return given
+    if (Path(given) / "config.json").is_file():
+        return load_autoencoder(given)
+    return read_model(AutoencoderKL, find_folder(given) / "autoencoder")
 
 
 def train_autoencoder(

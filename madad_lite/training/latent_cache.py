@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from madad_lite.autoencoder import downsampling, encode, posterior
@@ -26,6 +26,7 @@ from madad_lite.files import new_file, number, read_json, remove_leftovers, writ
 from madad_lite.masking import brain_cells
 from madad_lite.slices.augment import AUGMENTATIONS
 from madad_lite.slices.dataset import SliceDataset
+from madad_lite.training.loader import Batch, drawn_ahead, to_device
 from madad_lite.training.loop import step_generator
 from madad_lite.training.run_folder import data_fingerprint, refuse_others
 from madad_lite.training.settings import DenoiserConfig
@@ -34,6 +35,7 @@ STAMP = "latents.json"  # what was encoded; marks the folder as ours
 ARRAYS = ("mean", "std", "brain", "corrupted", "changed")
 # a cell counts as corrupted when its latent moved by more than this, mean square over the channels
 CHANGED = 0.1
+VARIANT = 1_000_000  # the batches of variant v are numbered from v times this on
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +59,8 @@ class LatentDataset(Dataset):
         for name in ARRAYS if stamp["corrupted"] else ARRAYS[:3]:
             path = folder / f"{split}-{name}.npy"
             try:
+                if not path.is_file():  # a pipe would be waited for
+                    raise OSError("no such file")
                 self.arrays[name] = np.load(path, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 raise RunError(f"{path}: damaged ({error}); {advice}") from None
@@ -165,24 +169,36 @@ def _encode_split(
                     "shape": (variants * len(dataset), *shapes[k]),
                 }
                 np.lib.format.write_array_header_1_0(parts[k], described)
-        for variant in range(variants):
-            for number, batch in enumerate(DataLoader(dataset, batch_size=batch_size)):
-                images, brain = batch["image"], batch["brain"]
-                generator = step_generator(config.seed, variant * 1_000_000 + number)
-                if variant:
-                    images, brain = augment(images, brain, generator)
-                distribution = posterior(autoencoder, images.to(device))
-                new = {"mean": distribution.mean * scale, "std": distribution.std * scale}
-                new["brain"] = brain_cells(brain, (h, w), config.brain_fraction, config.brain_block)
-                if config.corruption_share > 0:
-                    sick = corrupt(images, brain, generator)
-                    new["corrupted"] = encode(autoencoder, sick.to(device))
-                    new["changed"] = (new["corrupted"] - new["mean"]).square().mean(1, keepdim=True) > CHANGED
-                for k, values in new.items():
-                    left = memoryview(values.float().cpu().numpy().astype(dtypes[k]).tobytes())
-                    with writing(files[k]):
-                        while left:
-                            left = left[
-                                parts[k].write(left) :
-                            ]  # of one that falls short, the next one says why
-                bar.update(len(images))
+
+        def draw(batch: Batch, number: int) -> Batch:
+            images, brain = batch["image"], batch["brain"]
+            generator = step_generator(config.seed, number)
+            if number >= VARIANT:
+                images, brain = augment(images, brain, generator)
+            drawn = {
+                "images": images,
+                "cells": brain_cells(brain, (h, w), config.brain_fraction, config.brain_block),
+            }
+            return drawn | (
+                {"sick": corrupt(images, brain, generator)} if config.corruption_share > 0 else {}
+            )
+
+        rows = [range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size)]
+        order = [(v * VARIANT + number, some) for v in range(variants) for number, some in enumerate(rows)]
+        for batch in drawn_ahead(dataset, order, draw, device):
+            drawn = to_device(batch, device)
+            distribution = posterior(autoencoder, drawn["images"])
+            new = {
+                "mean": distribution.mean * scale,
+                "std": distribution.std * scale,
+                "brain": batch["cells"],
+            }
+            if config.corruption_share > 0:
+                new["corrupted"] = encode(autoencoder, drawn["sick"])
+                new["changed"] = (new["corrupted"] - new["mean"]).square().mean(1, keepdim=True) > CHANGED
+            for k, values in new.items():
+                left = memoryview(values.float().cpu().numpy().astype(dtypes[k]).tobytes())
+                with writing(files[k]):
+                    while left:
+                        left = left[parts[k].write(left) :]  # of one that falls short, the next one says why
+            bar.update(len(batch["images"]))

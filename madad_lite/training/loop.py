@@ -18,15 +18,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from madad_lite.errors import RunError
+from madad_lite.training.loader import Batch, drawn_ahead, to_device
 from madad_lite.training.processes import processes
 from madad_lite.training.run_folder import BatchOrder, Run
 from madad_lite.training.settings import TrainingConfig
 
-Batch = dict[str, torch.Tensor]  # of n samples each
 log = logging.getLogger(__name__)
 
 
@@ -101,8 +101,9 @@ def train_model(
     validate(model, device): {"val_loss": what decides which weights are the best, other numbers for the log},
         by the averaged weights.
     draw(batch, generator): turns a whole batch, on the CPU, into what losses_of is given a share of; all that
-        is random belongs there. What losses_of itself draws is another sequence with another number of
-        shares: its generator is seeded with the share's number.
+        is random belongs there. Beside a GPU it runs ahead of the step, in workers (loader.py). What losses_of
+        itself draws is another sequence with another number of shares: its generator is seeded with the
+        share's number.
     inputs: what a resumed run must find unchanged, beside the settings.
 
     A batch has `gradient_accumulation` shares a process. Raises RunError for a folder that cannot be used,
@@ -153,17 +154,19 @@ def train_model(
 
     done, best = run.load(restore)
     log.info("%s: %s, %d of %d steps done, on %d x %s", out, title, done, steps, count, device)
-    loader = DataLoader(dataset, batch_sampler=BatchOrder(len(dataset), batch_size, config.seed, done, steps))
+
+    # Draw: what is random, the same in every process.
+    def drawn(batch: Batch, step: int) -> Batch:
+        return batch if draw is None else draw(batch, step_generator(config.seed, step))
+
+    order = enumerate(BatchOrder(len(dataset), batch_size, config.seed, done, steps), start=done + 1)
+    loader = drawn_ahead(dataset, order, drawn, device, count)
     network, optimizer = accelerator.prepare(_Losses(model, losses_of), optimizer)
     ema.to(device)
     network.train()
 
     with tqdm(total=steps, initial=done, desc=title, disable=not (progress and main), mininterval=1.0) as bar:
         for step, batch in enumerate(loader, start=done + 1):
-            # Draw: what is random, the same in every process.
-            if draw is not None:
-                batch = draw(batch, step_generator(config.seed, step))
-
             # Forward and backward: this process's shares of the batch; their gradients add up.
             losses: Batch = {}
             for number in range(own):
@@ -173,7 +176,7 @@ def train_model(
                 generator = step_generator(config.seed, step, share)
                 torch.manual_seed(generator.initial_seed())  # dropout draws from torch's own generator
                 with nullcontext() if number == own - 1 else accelerator.no_sync(network):
-                    parts = network({k: v[rows].to(device) for k, v in batch.items()}, generator)
+                    parts = network(to_device(batch, device, rows), generator)
                     accelerator.backward(parts["loss"] * (weight * count))  # the processes' mean is taken
                 losses = {k: losses.get(k, 0) + v.detach() * weight for k, v in parts.items()}
 

@@ -135,6 +135,9 @@ class Run:
         without one. Log lines after it are dropped: those steps are done again.
         """
         step, best = 0, float("inf")
+        for file in (self.checkpoint, self._log):
+            if file.exists() and not file.is_file():
+                raise RunError(f"{file}: is not a file; remove it, or choose another folder")
         if self.checkpoint.exists():
             try:
                 state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)

@@ -12,7 +12,6 @@ for tensors that are in the file.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -30,6 +29,8 @@ from safetensors import SafetensorError, safe_open
 from madad_lite.autoencoder import folding
 from madad_lite.denoiser import Denoiser
 from madad_lite.errors import WeightsError
+from madad_lite.files import parse_json
+from madad_lite.scans.grid import Grid
 from madad_lite.weights import WEIGHTS, shipped
 
 INDEX, CONFIG, SCHEDULE = "model_index.json", "config.json", "scheduler_config.json"
@@ -56,16 +57,16 @@ Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
 def find_folder(name: str | os.PathLike, **hub) -> Path:
-    """The folder of a shipped name, of a path, or of a hub id, which is downloaded; a hub id is only what cannot be a
-    folder.
+    """The folder of a shipped name in any case, of a path, or of a hub id, which is downloaded; a hub id is only what
+    cannot be a folder.
 
     hub: HUB_OPTIONS, as of huggingface_hub.snapshot_download.
     WeightsError: there is no such thing.
     """
     text = os.fspath(name)
-    if text in shipped():
-        return WEIGHTS / text
     folder = Path(text)
+    if text in shipped() or (text.lower() in shipped() and not folder.exists()):
+        return WEIGHTS / text.lower()
     if (folder / INDEX).is_file():
         return folder
     if folder.exists() or not HUB_ID.fullmatch(text) or folder.parent.exists():
@@ -107,11 +108,21 @@ def read_pipeline(kind: type[Pipeline], name: str | os.PathLike, dtype: torch.dt
         "denoiser": read_model(Denoiser, folder / "denoiser", dtype),
         "scheduler": read_scheduler(folder / "scheduler"),
     }
+    check_pair(parts["autoencoder"], parts["denoiser"], folder)
     with _naming(folder / INDEX):
         pipe = kind(**parts, **index)
     pipe = kind(**{**parts, **index, **changes}) if changes else pipe
     pipe.register_to_config(_name_or_path=str(folder))
     return pipe
+
+
+def check_pair(autoencoder: AutoencoderKL, denoiser: Denoiser, where: str | os.PathLike) -> None:
+    """WeightsError: the two do not fit each other."""
+    given, wanted = autoencoder.config.latent_channels, denoiser.config.latent_channels
+    if given != wanted:
+        raise WeightsError(
+            f"{where}: its autoencoder gives {given} latent channels, its denoiser wants {wanted}"
+        )
 
 
 def read_model(kind: type[Model], folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Model:
@@ -126,6 +137,10 @@ def read_model(kind: type[Model], folder: str | os.PathLike, dtype: torch.dtype 
     if isinstance(model, AutoencoderKL):
         with _naming(config):
             folding(model)
+            if model.config.out_channels != model.config.in_channels:
+                raise ValueError(
+                    f"{model.config.in_channels} channels in, and {model.config.out_channels} out"
+                )
             if not model.config.scaling_factor > 0:
                 raise ValueError(f"scaling_factor must be above 0, not {model.config.scaling_factor}")
     wanted = model.state_dict()  # of parameters alone: neither class has buffers that are not saved
@@ -146,11 +161,12 @@ def read_model(kind: type[Model], folder: str | os.PathLike, dtype: torch.dtype 
                 )
             if tensor.get_dtype() not in ("F16", "BF16", "F32", "F64"):
                 raise ValueError(f"{name} holds no floating-point numbers")
-        # not diffusers' own `to`, which warns of modules that there are none of
-        model = torch.nn.Module.to(model, dtype).to_empty(device="cpu")
-        for name, tensor in model.state_dict().items():
-            if not torch.isfinite(tensor.copy_(file.get_tensor(name))).all():
+        # copied: a file that is mapped and cut meanwhile would end the process
+        tensors = {name: file.get_tensor(name).to(dtype, copy=True) for name in wanted}
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} holds NaN or infinite values")
+        model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 
@@ -162,6 +178,16 @@ def read_scheduler(folder: str | os.PathLike) -> DDIMScheduler:
         scheduler = DDIMScheduler.from_config(content)
         if scheduler.config.prediction_type != "sample":
             raise ValueError('prediction_type must be "sample": the denoiser gives the clean latent itself')
+        if scheduler.config.clip_sample or scheduler.config.thresholding:
+            raise ValueError("clip_sample and thresholding must be false: latents go beyond -1 and 1")
+        T, abar = scheduler.config.num_train_timesteps, scheduler.alphas_cumprod
+        known = len(abar) == T and torch.isfinite(abar).all() and 0 <= abar.min() and abar.max() <= 1
+        if not known or (abar.diff() >= 0).any():
+            raise ValueError("alphas_cumprod must fall from step to step, within 0 and 1")
+        for steps in (1, T):
+            scheduler.set_timesteps(steps)
+            if not 0 <= scheduler.timesteps.min() <= scheduler.timesteps.max() < T:
+                raise ValueError(f"{steps} reverse steps would leave the {T} of the schedule")
     return scheduler
 
 
@@ -172,6 +198,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except (
         ArithmeticError,
+        AssertionError,
         AttributeError,
         LookupError,
         OSError,
@@ -193,8 +220,8 @@ def _read_json(path: Path, kind: str, private: bool = False) -> dict:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"a config of more than {LARGEST_JSON} bytes")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            content = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise ValueError(f"damaged ({error}); copy or download it again") from None
         if not isinstance(content, dict) or content.get("_class_name") != kind:
             found = content.get("_class_name") if isinstance(content, dict) else type(content).__name__
@@ -223,7 +250,7 @@ def _check_grid(path: Path, grid: object) -> None:
         try:
             spacing, size, (low, high) = grid["spacing"], grid["size"], grid["z_range"]
             step = grid.get("z_spacing") or spacing
-            good = spacing > 0 and step > 0 and size >= 1 and low <= high
+            good = spacing > 0 and step > 0 and size >= 1 and low <= high and bool(Grid.from_dict(grid))
             voxels = size**2 * ((high - low) / step + 1)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             good, voxels = False, 0

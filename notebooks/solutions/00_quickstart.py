@@ -31,7 +31,7 @@ import checks
 eta = 0  # no noise is drawn afresh: nothing is left to chance
 
 # %%
-checks.solved(checks.check_00_eta, eta)
+checks.run(checks.check_00_eta, eta)
 
 # %% [markdown]
 # **00_dice.** Twice what both have in common, divided by the sum of both sizes.
@@ -43,4 +43,4 @@ def dice(found, lesion):
 
 
 # %%
-checks.solved(checks.check_00_dice, dice)
+checks.run(checks.check_00_dice, dice)

@@ -31,7 +31,7 @@ import checks
 abar_200_at_99 = 0.5
 
 # %%
-checks.solved(checks.check_01_abar, abar_200_at_99)
+checks.run(checks.check_01_abar, abar_200_at_99)
 
 # %% [markdown]
 # **01_eps_from_v.** $x_t$ and $v$ are a rotation of $x_0$ and $\varepsilon$; this is the row of the rotation back that gives $\varepsilon$.
@@ -45,7 +45,7 @@ def eps_from_v(x_t, v, t):
 
 
 # %%
-checks.solved(checks.check_01_eps_from_v, eps_from_v)
+checks.run(checks.check_01_eps_from_v, eps_from_v)
 
 # %% [markdown]
 # **01_forward_step.** Shrink a little, add a little noise: the spread stays at 1.
@@ -58,4 +58,4 @@ def forward_step(x, t, eps):
 
 
 # %%
-checks.solved(checks.check_01_forward_step, forward_step)
+checks.run(checks.check_01_forward_step, forward_step)

@@ -31,7 +31,7 @@ import checks
 in_both = 10
 
 # %%
-checks.solved(checks.check_02_split, in_both)
+checks.run(checks.check_02_split, in_both)
 
 # %% [markdown]
 # **02_voxel_of.** Back through the affine, then to the nearest whole number.
@@ -46,7 +46,7 @@ def voxel_of(affine, xyz):
 
 
 # %%
-checks.solved(checks.check_02_voxel_of, voxel_of)
+checks.run(checks.check_02_voxel_of, voxel_of)
 
 # %% [markdown]
 # **02_normalised.** The median of the brain goes to 0, twice the median and more to 1.
@@ -58,4 +58,4 @@ def normalised(values, brain):
 
 
 # %%
-checks.solved(checks.check_02_normalised, normalised)
+checks.run(checks.check_02_normalised, normalised)

@@ -31,7 +31,7 @@ import checks
 times = 16
 
 # %%
-checks.solved(checks.check_03_pairs, times)
+checks.run(checks.check_03_pairs, times)
 
 # %% [markdown]
 # **03_scale.** Multiplied by it, the latents have a spread of 1.
@@ -40,7 +40,7 @@ checks.solved(checks.check_03_pairs, times)
 scale = 1 / 2.5
 
 # %%
-checks.solved(checks.check_03_scale, scale)
+checks.run(checks.check_03_scale, scale)
 
 # %% [markdown]
 # **03_kl.** It is 0 where the posterior says nothing, and grows with every departure from that.
@@ -52,4 +52,4 @@ def kl(mu, sigma):
 
 
 # %%
-checks.solved(checks.check_03_kl, kl)
+checks.run(checks.check_03_kl, kl)

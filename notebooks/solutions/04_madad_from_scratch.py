@@ -31,7 +31,7 @@ import checks
 answer = "z0"
 
 # %%
-checks.solved(checks.check_04_sure, answer)
+checks.run(checks.check_04_sure, answer)
 
 # %% [markdown]
 # **04_authors_map.** One line differs from `anomaly_map`.
@@ -46,7 +46,7 @@ def authors_map(healed, decoded, brain, sigma=2.0):
 
 
 # %%
-checks.solved(checks.check_04_authors_map, authors_map)
+checks.run(checks.check_04_authors_map, authors_map)
 
 # %% [markdown]
 # **04_ddim_step.** The same noise at a lower level: nothing is drawn.
@@ -63,4 +63,4 @@ def ddim_step(z, z0_hat, t):
 
 
 # %%
-checks.solved(checks.check_04_ddim_step, ddim_step)
+checks.run(checks.check_04_ddim_step, ddim_step)

@@ -79,7 +79,6 @@ rarity = {}
 for n in (1, 10, 100):
     scores, truth = checks.rare(n)
     rarity[n] = metrics.auroc(scores, truth), metrics.average_precision(scores, truth)
-    print(
-        f"{n:3} healthy pixels for each lesion pixel: AUROC {rarity[n][0]:.3f}, AP {rarity[n][1]:.3f}"
-    )
+    print(f"{n:3} healthy pixels for each lesion pixel: AUROC {rarity[n][0]:.3f},", end=" ")
+    print(f"AP {rarity[n][1]:.3f}")
 checks.run(checks.check_07_rare, rarity)

@@ -31,7 +31,7 @@ import checks
 crossing = 0.2**0.5
 
 # %%
-checks.solved(checks.check_08_crossing, crossing)
+checks.run(checks.check_08_crossing, crossing)
 
 # %% [markdown]
 # **08_score.** Linear up to where it is full.
@@ -43,7 +43,7 @@ def score(healed, decoded, brain):
 
 
 # %%
-checks.solved(checks.check_08_score, score)
+checks.run(checks.check_08_score, score)
 
 # %% [markdown]
 # **08_gap.** Not quite three points; its largest lead is about nine.
@@ -57,4 +57,4 @@ shares = dict(A_eq=[thor, np.ones(3)], b_eq=[29.7, 1], bounds=[(0, 1)] * 3)
 gap = linprog(mad_ad, **shares).fun - 29.7
 
 # %%
-checks.solved(checks.check_08_gap, gap)
+checks.run(checks.check_08_gap, gap)

@@ -34,7 +34,7 @@ import checks
 lazy = 30 / 40
 
 # %%
-checks.solved(checks.check_10_lazy, lazy)
+checks.run(checks.check_10_lazy, lazy)
 
 # %% [markdown]
 # **10_stitch.** Two sums over the boxes.
@@ -47,7 +47,7 @@ def stitch(rebuilt, boxes, x):
 
 
 # %%
-checks.solved(checks.check_10_stitch, stitch)
+checks.run(checks.check_10_stitch, stitch)
 
 # %% [markdown]
 # **10_behind.** The upper end of the interval decides.

@@ -13,6 +13,7 @@ from world import AFFINE, volume
 PLACES = {  # of a field in the header: its first byte, how it is packed
     "sizeof_hdr": (0, "<i"),
     "dim": (40, "<8h"),
+    "intent_code": (68, "<h"),
     "datatype": (70, "<h"),
     "bitpix": (72, "<h"),
     "pixdim": (76, "<8f"),
@@ -20,6 +21,8 @@ PLACES = {  # of a field in the header: its first byte, how it is packed
     "scl_slope": (112, "<f"),
     "scl_inter": (116, "<f"),
     "codes": (252, "<2h"),
+    "quatern": (256, "<3f"),
+    "qoffset": (268, "<3f"),
     "srow_x": (280, "<4f"),
     "srow": (280, "<12f"),
     "magic": (344, "<4s"),

@@ -3,8 +3,11 @@
 import arrays
 import checkpoints
 import commands
+import headers
 import manifests
+import models
 import nifti
+import outputs
 import pytest
 import world
 from case import check
@@ -12,7 +15,7 @@ from command import check_command
 from tiny_models import tiny  # noqa: F401 (a fixture)
 
 CASES = [*manifests.CASES, *arrays.CASES, *checkpoints.CASES]
-COMMANDS = [*nifti.CASES, *commands.CASES]
+COMMANDS = [*nifti.CASES, *headers.CASES, *commands.CASES, *models.CASES, *outputs.CASES]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,6 +16,7 @@ from prepared import prepared
 from madad_lite.autoencoder import make_autoencoder
 from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import make_scheduler
+from madad_lite.family.registry import method_class
 from madad_lite.files import write_json
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
@@ -50,6 +51,9 @@ def _made() -> Path:
     for run in ("ae", "dn"):  # as if trained from within the world
         settings = json.loads((world / run / "config.json").read_text())
         write_json(world / run / "config.json", settings | {"data": ["data"]})
+    dae = method_class("dae")
+    shared = {k: v for k, v in BRIEF.items() if k != "size"}
+    dae.train(world / "data", world / "dae", dae.Config(size="tiny", **shared), **quiet)
     torch.manual_seed(0)
     parts = make_autoencoder("tiny"), Denoiser.of_size("tiny"), make_scheduler()
     grid = Grid(spacing=12.0, size=16).to_dict()
