@@ -486,7 +486,7 @@ def check_10_stitch(function):
 
 
 def check_10_behind(answer, rows):
-    """How many methods' intervals of the difference to MAD-AD lie below 0, on cohort_t1, first seed."""
+    """How many intervals of the difference to MAD-AD lie below 0, on cohort_t1, first seed."""
     first = [r for r in rows if r["test"] == "cohort_t1" and r["seed"] == "0" and r["minus_high"]]
     assert answer != len(first), "not all of them: look at the upper end of each interval"
     assert answer == sum(float(r["minus_high"]) < 0 for r in first), (
