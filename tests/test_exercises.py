@@ -147,7 +147,7 @@ def test_who_is_behind_is_counted_by_the_intervals(capsys):
     rows += [{"test": "ixi_t1", "seed": "0", "minus_high": "-0.5"}]
     checks.run(checks.check_10_behind, 2, rows)
     checks.run(checks.check_10_behind, None, rows)
-    assert capsys.readouterr().out == "right\nnot done yet\n"
+    assert capsys.readouterr().out == "Exercise 10_behind: right\nExercise 10_behind: not done yet\n"
     for wrong in (1, 3, 4):
         with pytest.raises(AssertionError):
             checks.check_10_behind(wrong, rows)
