@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from madad_lite import scoring
 from madad_lite.autoencoder import decode, downsampling, encode
 from madad_lite.denoiser import Denoiser
-from madad_lite.diffusion import make_scheduler
 from madad_lite.extensions.intensity_weight import BRIGHT_LESIONS, weigh_by_intensity
 from madad_lite.extensions.memory import fitting_batch
 from madad_lite.extensions.neighbouring_slices import reverse_in_groups, slice_groups
@@ -24,7 +23,7 @@ from madad_lite.scans.output import MadAdOutput
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.scans.tissues import check_normalisation
 from madad_lite.settings import DetectionSettings, check_steps
-from madad_lite.weights.folder import check_pair, read_model, read_pipeline
+from madad_lite.weights.folder import read_pipeline
 
 
 class MadAdPipeline(DiffusionPipeline):
@@ -203,13 +202,3 @@ class MadAdPipeline(DiffusionPipeline):
         steps = {k: getattr(result, k) for k in ("mask_probability", "replaced", "trajectory", "timesteps")}
         output = MadAdOutput(a, healed, reconstruction, x0, brain, **steps, prepared=prepared)
         return output if return_dict else output.to_tuple()
-
-
-def load_parts(autoencoder: str | os.PathLike, denoiser: str | os.PathLike, **settings) -> MadAdPipeline:
-    """A pipeline of the folders that the two trainings wrote, their `best/` (not in the paper).
-
-    settings: of MadAdPipeline. WeightsError: a folder that is missing, damaged or not what it should be.
-    """
-    parts = read_model(AutoencoderKL, autoencoder), read_model(Denoiser, denoiser)
-    check_pair(*parts, denoiser)
-    return MadAdPipeline(*parts, make_scheduler(), **settings)

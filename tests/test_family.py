@@ -17,6 +17,7 @@ from madad_lite.family.mdps import MDPS
 from madad_lite.family.pddpm import PDDPM
 from madad_lite.family.postprocess import Postprocessing, without_small_parts
 from madad_lite.family.registry import FAMILY, method_class
+from madad_lite.scans.grid import Grid
 
 BRIEF = dict(steps=30, batch_size=8, validate_every=30, checkpoint_every=30, warmup_steps=1, ema_decay=0.9)
 NOT_TINY = ("mad_ad", "mad_ad_paper")
@@ -370,6 +371,7 @@ def test_bad_settings_and_folders_are_refused_before_work(encoder, slices, prepa
 def test_a_folder_is_checked_when_it_is_loaded(encoder, slices, tmp_path):
     x, brain = slices
     method = made("cddpm", encoder)
+    method.grid = Grid().to_dict()
     folder = method.save(tmp_path / "m")
     assert torch.equal(load(folder)(x, brain), method(x, brain))
     about = json.loads((folder / "method.json").read_text())

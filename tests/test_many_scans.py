@@ -128,7 +128,7 @@ def test_the_shares_are_disjoint_and_together_everything(scans, model, tmp_path,
         monkeypatch.setattr(
             many_scans,
             "_write",
-            lambda _, files, *more, rank=rank: healed[rank].append(files["record"].name[0]),
+            lambda _, volumes, files, *more, rank=rank: healed[rank].append(files["record"].name[0]),
         )
         main(words(scans, tmp_path / "out", model))
     assert healed == {0: ["a", "c", "e"], 1: ["d"]}

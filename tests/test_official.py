@@ -25,7 +25,8 @@ from madad_lite.authors.safe_load import check_tensors
 from madad_lite.autoencoder import decode, downsampling, encode
 from madad_lite.cli import main
 from madad_lite.denoiser import Denoiser
-from madad_lite.pipeline import MadAdPipeline, load_parts
+from madad_lite.pipeline import MadAdPipeline
+from madad_lite.training.assemble import load_parts
 
 DATA = Path(__file__).parent / "data"
 KEYS = json.loads((DATA / "official_unet_keys.json").read_text())

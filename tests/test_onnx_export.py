@@ -83,7 +83,8 @@ def test_command_refuses_what_it_would_overwrite(tmp_path, capsys):
     assert [p.name for p in out.iterdir()] == ["notes.txt"]
     assert main(["export-onnx", "nothing_such", "--out", str(tmp_path / "new")]) == 2
     assert "neither a shipped model" in capsys.readouterr().err
-    (out / "notes.txt").rename(out / "settings.json")  # an earlier export, then
+    (out / "notes.txt").unlink()
+    (out / "settings.json").write_text('{"alphas_cumprod": [1.0], "grid": {}}')  # an earlier export, then
     assert main(["export-onnx", "t1", "--out", str(out)]) == 2
     assert "--force" in capsys.readouterr().err
 

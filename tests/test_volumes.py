@@ -193,6 +193,7 @@ def test_finer_scans_do_not_alias(saved):
     scan = sampled(affine, shape)
     brain = np.asarray(scan.dataobj) > 0
     stripes = np.where(brain, 100 + 40 * (-1.0) ** np.indices(shape)[0], 0).astype(np.float32)
+    stripes += brain * np.random.default_rng(0).normal(0, 0.1, shape)  # two values alone are no scan
     affine[0, 3] += 0.3  # the grid's voxels meet the stripes off their middle
     out = prepare_volume(saved(nib.Nifti1Image(stripes, affine)), grid=GRID, register=False)
     inner = ndimage.binary_erosion(out.brain, iterations=3)
@@ -208,6 +209,7 @@ def test_a_scan_at_the_grids_resolution_stays_sharp(saved):
     waves = np.where(brain, 100 + 40 * np.cos(2 * np.pi / 3 * np.indices(GRID.shape)[0]), 0).astype(
         np.float32
     )
+    waves += brain * np.random.default_rng(0).normal(0, 0.1, GRID.shape)  # three values alone are no scan
     affine[0, 3] += GRID.spacing / 2
     mask = saved(nib.Nifti1Image(brain.astype(np.uint8), affine))
     out = prepare_volume(saved(nib.Nifti1Image(waves, affine)), brain=mask, grid=GRID, register=False)

@@ -16,11 +16,12 @@ from madad_lite.detection.many_scans import detect
 from madad_lite.errors import RunError, ScanError
 from madad_lite.evaluation.compare import evaluate_weights
 from madad_lite.files import read_json, refuse_foreign, write_json
-from madad_lite.pipeline import MadAdPipeline, load_parts
+from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.nifti import save_nifti
 from madad_lite.simulation.cohort import simulate_subject, write_cohort
 from madad_lite.slices.folder import prepare_folder
+from madad_lite.training.assemble import load_parts
 from madad_lite.training.autoencoder import train_autoencoder
 from madad_lite.training.denoiser import train_denoiser
 from madad_lite.training.settings import RECIPES, configured

@@ -17,8 +17,8 @@ import torch
 
 from madad_lite.evaluation.compare import Split, evaluate_scans, methods_of
 from madad_lite.files import check_json_output, save_model, write_json
-from madad_lite.pipeline import load_parts
 from madad_lite.slices.folder import Manifest
+from madad_lite.training.assemble import load_parts
 from madad_lite.training.autoencoder import train_autoencoder
 from madad_lite.training.denoiser import train_denoiser
 from madad_lite.training.run_folder import refuse_others

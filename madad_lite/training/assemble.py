@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from diffusers import AutoencoderKL
+
+from madad_lite.denoiser import Denoiser
+from madad_lite.diffusion import make_scheduler
 from madad_lite.errors import RunError
 from madad_lite.files import MODEL, read_json, refuse_foreign, save_model
-from madad_lite.pipeline import MadAdPipeline, load_parts
+from madad_lite.pipeline import MadAdPipeline
 from madad_lite.slices.folder import Manifest
 from madad_lite.training.settings import RECIPES, configured
+from madad_lite.weights.folder import check_pair, read_model
 
 
 def assemble(
@@ -51,3 +57,13 @@ def assemble(
         pipe.autoencoder.half(), pipe.denoiser.half()
     save_model(pipe, out)
     return out
+
+
+def load_parts(autoencoder: str | os.PathLike, denoiser: str | os.PathLike, **settings) -> MadAdPipeline:
+    """A pipeline of the folders that the two trainings wrote, their `best/` (not in the paper).
+
+    settings: of MadAdPipeline. WeightsError: a folder that is missing, damaged or not what it should be.
+    """
+    parts = read_model(AutoencoderKL, autoencoder), read_model(Denoiser, denoiser)
+    check_pair(*parts, denoiser)
+    return MadAdPipeline(*parts, make_scheduler(), **settings)

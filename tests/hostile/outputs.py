@@ -336,5 +336,5 @@ USE = [  # the words, what is named, what is said
 ]
 CASES = [
     *(Command(f"there: {n}", words(line), says, file, make) for n, make, line, file, says in CHANGED),
-    *(Command(f"also {line[:90]}", words(line), says, file) for line, file, says in USE),
+    *(Command(f"also {line[:120]}", words(line), says, file) for line, file, says in USE),
 ]
