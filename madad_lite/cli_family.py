@@ -12,6 +12,7 @@ from madad_lite.evaluation.metrics import table
 from madad_lite.family.postprocess import Postprocessing
 from madad_lite.family.registry import method_class
 from madad_lite.pipeline import MadAdPipeline
+from madad_lite.slices.manifest import Manifest
 from madad_lite.training.autoencoder import train_autoencoder
 from madad_lite.training.denoiser import train_denoiser
 from madad_lite.training.settings import RECIPES, configured
@@ -31,6 +32,11 @@ def train(args, changes: dict) -> None:
         autoencoder = args.autoencoder
         if args.start:
             start = MadAdPipeline.from_pretrained(args.start)
+            contrast = Manifest.load(args.data[0]).contrast
+            if contrast != start.config.contrast:
+                raise Refused(
+                    f"--start {args.start}: is of {start.config.contrast}, the slices are {contrast}"
+                )
             autoencoder, options["model"] = start.autoencoder, start.denoiser
         elif autoencoder is None:
             raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")

@@ -16,7 +16,8 @@ from madad_lite.autoencoder import make_autoencoder
 from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import make_scheduler
 from madad_lite.errors import WeightsError
-from madad_lite.pipeline import MadAdPipeline, load_parts
+from madad_lite.pipeline import MadAdPipeline
+from madad_lite.training.assemble import load_parts
 from madad_lite.weights import WEIGHTS, folder, shipped
 
 TENSORS = "diffusion_pytorch_model.safetensors"
