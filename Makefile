@@ -45,7 +45,7 @@ test-quick: $(STAMP)  ## the unit tests without those marked slow
 test-notebooks: $(STAMP)  ## only the notebooks
 	$(TESTING) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks $(WORKERS)
 
-soak: $(STAMP)  ## many calls in one process, and kill -9 at random moments: 10 to 30 minutes (SOAK="--calls 24 --kills 4": fewer)
+soak: $(STAMP)  ## many calls in one process, and kill -9 at random moments: half an hour (SOAK="--calls 24 --kills 4": fewer)
 	$(TESTING) $(BIN)/python -W ignore scripts/soak.py $(SOAK)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab

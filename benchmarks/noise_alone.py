@@ -1,6 +1,6 @@
 """What longer training does to one small network, taught with noise alone and with lesion-like regions beside it.
 
-    python benchmarks/noise_alone.py --work work/noise_alone        # half a second a step: 20 minutes on a free core
+    python benchmarks/noise_alone.py --work work/noise_alone        # half a second a step and the measuring: 20 minutes
     python benchmarks/noise_alone.py --only noise --steps 3200      # goes on from there
     python benchmarks/noise_alone.py --only regions                 # the other training
 

@@ -60,6 +60,8 @@ use_free_cores()  # beside other work PyTorch is faster in fewer threads
 # %%
 # NBVAL_IGNORE_OUTPUT
 import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import diffusers
@@ -307,7 +309,9 @@ plotting.slice_grid(mine.image[every], overlay=mine.anomaly_map[every], titles=h
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-status = madad(["detect", str(scan), "--out", str(WORK / "results")])
+with redirect_stdout(StringIO()) as said:
+    status = madad(["detect", str(scan), "--out", str(WORK / "results")])
+print(said.getvalue().replace(f"{WORK}/", ""))
 assert status == 0
 names = sorted(f.name for f in (WORK / "results").iterdir())
 assert names == [

@@ -34,7 +34,7 @@
 # **What it needs:** the shipped autoencoder, which turns slices into latents (notebook 03); no download. All subjects are
 # **simulated** from the MNI152 template; no real person's scan appears here.
 #
-# **How long it takes:** about 2 minutes on two CPU cores.
+# **How long it takes:** about a minute on two CPU cores.
 #
 # ## 1. Set-up
 #

@@ -38,7 +38,7 @@
 # **What it needs:** this package with its shipped autoencoder (notebook 03 explains it); no download. All subjects are
 # **simulated** from the MNI152 template; no real person's scan appears here.
 #
-# **How long it takes:** about 4 minutes on two free CPU cores (estimated); much longer beside other work. Section 13 estimates the times of GPUs.
+# **How long it takes:** about 4 minutes on two free CPU cores; much longer beside other work. Section 13 estimates the times of GPUs.
 #
 # **Symbols** are those of [the notation page](../docs/notation.md), which also has a glossary.
 #

@@ -28,7 +28,7 @@
 # - how to check that the network does what it should, by noising a patch on purpose;
 # - what its knobs do: the threshold of the mask, the randomness $\eta$, the number of steps;
 # - where it fails, and why;
-# - a second way to ask the same network, which never shows it what it judges.
+# - what neighbouring slices add when they decide together.
 #
 # **What it needs:** this package with its shipped weights; no download. All subjects are **simulated** from the MNI152
 # template, with lesions whose place we know exactly. Nothing here says how well the method works on real patients.

@@ -33,7 +33,7 @@
 # embedded cohort with a stroke, and a skull and a scalp drawn around it. No real patient appears in this notebook, and no scan of
 # yours leaves the machine that it runs on (in Colab that is a machine of Google's: upload nothing that you may not share).
 #
-# **How long it takes:** one to two minutes on one CPU core.
+# **How long it takes:** under a minute on one CPU core.
 #
 # **Symbols** are those of [the notation page](../docs/notation.md), which also has a glossary.
 #

@@ -20,7 +20,7 @@
 #
 # MAD-AD is one of many methods with the same plan: learn what a normal brain looks like, hide something, predict it, and call
 # abnormal what comes back different. They differ in **what is hidden**, **what is predicted** and **what is the score**. This
-# notebook puts them into one frame, trains seven of them on the spot, shows the same lesion to all, and reads the table of a race
+# notebook puts them into one frame, trains eight of them on the spot, shows the same lesion to all, and reads the table of a race
 # in which all had the same slices, the same number of samples and the same scoring.
 #
 # **What you will learn**
@@ -32,7 +32,7 @@
 #
 # **What it needs:** this package with its shipped `t1` autoencoder; no download. All subjects here are **simulated**.
 #
-# **How long it takes:** about three minutes on two CPU cores (estimated from the processor time of one).
+# **How long it takes:** about two minutes on two CPU cores.
 #
 # ## 1. Set-up
 
@@ -148,7 +148,7 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # The first three are **controls**: a method that is no better than they are has learnt nothing that its score needs.
 #
-# We train seven networks, all of the same small size (two levels of 32 channels, 0.4 million parameters; IterMask2 has two such
+# We train eight methods, all with networks of the same small size (two levels of 32 channels, 0.4 million parameters; IterMask2 has two such
 # networks), with the same slices and the same number of samples. That is far too short for any of them: it shows *how* they fail and
 # succeed, not how well.
 
@@ -295,7 +295,7 @@ schematic(
 # The methods so far hide something of the scan at test too, and with it healthy tissue. **MAD-AD** (Beizaee et al. 2025) hides
 # nothing at test: it has learnt to tell which patches of a latent are noise, and replaces those. Its authors' next steps go on from
 # there. **DeCo-Diff** predicts the *deviation* itself, $z_t - z_0$: zero where nothing is wrong, so that no mask is needed.
-# **REFLECT** blends polygons of foreign texture into the latent and learns the straight way back, a velocity $v = z_0 - z_c$; at
+# **REFLECT** blends polygons of foreign texture into the latent, which gives $z_c$, and learns the straight way back, a velocity $v = z_0 - z_c$; at
 # test it takes a single step. **Masked Bernoulli diffusion** (Wolleb et al. 2024) asks the same question of binary latents: which
 # bits have flipped?
 
@@ -572,7 +572,7 @@ plotting.compare_methods(after, highlight="MAD-AD")
 # ## 10. Papers and their scripts
 #
 # What the authors' published scripts and configurations say, as far as we found them; numbers only, no code was taken. The
-# recipes of this package (`madad train METHOD --recipe paper`) follow the right-hand column.
+# recipes of this package (`madad train METHOD --recipe paper`) follow the right-hand column, except AnoDDPM's (batches of 64 latents) and the DAE's (one cosine, AdamW); every file says so.
 #
 # | method | point | described | published script |
 # |---|---|---|---|
