@@ -19,6 +19,7 @@ from madad_lite.errors import ScanError
 from madad_lite.files import safe_name
 from madad_lite.scans.find import find_scans
 from madad_lite.scans.grid import Geometry, Grid
+from madad_lite.simulation.cohort import write_cohort
 from madad_lite.simulation.recolour import recolour_folder
 from madad_lite.slices import folder
 from madad_lite.slices.dataset import SliceDataset
@@ -199,6 +200,21 @@ def test_bad_scans_are_skipped_with_a_reason(tmp_path):
     assert Manifest.load(out).skipped == manifest.skipped
     write(source / "IXI102-HH-1-T1.nii.gz", brain_volume(5)[0])  # repaired: done the next time
     assert "IXI102" in [s["subject"] for s in prepare(source, out).scans()]
+
+
+def test_a_preparation_interrupted_before_its_manifest_begins_again(tmp_path, monkeypatch):
+    write_cohort(tmp_path / "in", normal=3, patients=0, spacing=8.0, progress=False)
+    options = dict(grid=Grid(spacing=8.0, size=24), workers=1, progress=False)
+    save = Manifest.save
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Manifest, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_folder(tmp_path / "in", tmp_path / "out", **options)
+    monkeypatch.setattr(Manifest, "save", save)
+    assert prepare_folder(tmp_path / "in", tmp_path / "out", **options).complete
 
 
 def test_an_interrupted_second_preparation_is_unfinished(tmp_path, monkeypatch):

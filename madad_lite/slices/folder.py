@@ -304,8 +304,10 @@ def _open(out: Path, settings: dict) -> Manifest:
     if out.exists() and (not out.is_dir() or any(p.name != "nifti" for p in out.iterdir())):
         raise ScanError(f"{out}: exists and is not a prepared folder; choose another one")
     with writing(out):
-        (out / "scans").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     content = {"contrast": settings["contrast"], "grid": settings["grid"], "settings": settings}
     manifest = Manifest(out, content | {"complete": False, "scans": [], "skipped": []})
-    manifest.save()
+    manifest.save()  # before there is anything else: interrupted here, it is still known as ours
+    with writing(out):
+        (out / "scans").mkdir(exist_ok=True)
     return manifest
