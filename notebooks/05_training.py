@@ -635,6 +635,7 @@ assert len(parts) == 8 and 8 <= with_lesion < len(x_sick)
 # mask head answers in cells of the lesion and in the other cells of the brain.
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 f = x_sick.shape[-1] // size[1]  # pixels along a cell
 lesion_cells = F.avg_pool2d(l_sick.float(), f) >= 0.5  # (N, 1, h, w)
 other_cells = brain_cells(b_sick, size, 0.5) & (F.max_pool2d(l_sick.float(), f) == 0)
