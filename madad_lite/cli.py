@@ -337,10 +337,8 @@ def main(argv: list[str] | None = None) -> int:
     130 interrupted.
     """
     logging.basicConfig(format="madad: %(message)s")  # warnings and errors, to stderr
-    for name in (
-        "stdout",
-        "stderr",
-    ):  # closed by the caller (>&-): else the next file that is opened takes its place
+    for name in ("stdout", "stderr"):
+        # closed by the caller (>&-): else the next file that is opened takes its place
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):

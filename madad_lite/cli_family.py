@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from madad_lite.arguments import chosen
 from madad_lite.detection.other_methods import detect_by
 from madad_lite.errors import Refused
 from madad_lite.evaluation import race
@@ -75,16 +76,5 @@ def detect(args, scans: list[Path], register: bool | str) -> int:
         raise Refused(f"--method writes maps only: leave --{given[0].replace('_', '-')} out")
     if args.score != "image":
         raise Refused("--method has one score: leave --score out")
-    names = (
-        "brain",
-        "channel",
-        "z_range",
-        "z_spacing",
-        "batch_size",
-        "device",
-        "force",
-        "force_contrast",
-        "seed",
-    )
-    options = {name: getattr(args, name) for name in names}
+    options = chosen(args, "brain channel z_range z_spacing batch_size device force force_contrast seed")
     return 1 if detect_by(args.method, scans, args.out, register=register, **options) else 0

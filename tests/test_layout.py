@@ -35,7 +35,7 @@ EDGES: dict[str, str] = {
     "demo": "pipeline plotting scans slices training detection evaluation simulation",
 }
 EDGES["arguments"] = ""
-EDGES["cli_family"] = "pipeline slices detection evaluation family training"
+EDGES["cli_family"] = "arguments pipeline slices detection evaluation family training"
 EDGES["cli"] = "method " + " ".join(EDGES)
 EDGES["__main__"] = "cli"
 
