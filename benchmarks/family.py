@@ -138,7 +138,11 @@ def row(name: str, seed: int, args, choices) -> list[dict]:
     runs = args.out / "runs" / (f"{args.seconds:g}s" if args.seconds else f"{args.steps}") / str(seed)
     share_latents(name, settings, args, runs)
     base = trained(name, args.thin_train, runs, autoencoder=args.encoder, settings=settings, progress=False)
-    val = LabelledSlices.joined([load_split(folder, "val") for folder in args.thin_test])
+    val = LabelledSlices.joined(
+        [
+            load_split(f, "val") for f in args.thin_test if Manifest.load(f).scans("val")
+        ]  # real patients: test only
+    )
     volumes = (lambda s: s.scans) if args.every == 1 else (lambda s: None)
     through = (0.0, THROUGH) if args.every == 1 else (0.0,)
     weights = (0.0, WEIGHTED) if args.weighted else (0.0,)
@@ -228,7 +232,7 @@ def land(file: Path, rows: list[dict]) -> None:
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--train", nargs="+", type=Path, help="prepared folders")
-    p.add_argument("--test", nargs="+", type=Path, help="with lesions in val and test")
+    p.add_argument("--test", nargs="+", type=Path, help="with lesions in test, and in val of one at least")
     p.add_argument("--autoencoder", help="of those in latents; a folder or a shipped name")
     p.add_argument("--out", type=Path, help="folder of the trainings")
     p.add_argument("--rows", type=Path, default=Path(__file__).with_name("family.csv"))

@@ -11,9 +11,9 @@ from madad_lite.files import replace_file
 
 BEGIN, END = "<!-- begin: tables -->", "<!-- end: tables -->"
 HEAD = (
-    "method|steps|max Dice, pooled, mean of seeds|range of seeds|95 %, first seed|minus MAD-AD, 95 %, first seed"
-    "|at the validation threshold|mean of lesion slices|AP|small / medium / large|of healthy brains found"
-    "|ms a slice|its own settings|after the map"
+    "method|steps|max Dice, pooled, mean of seeds|range of seeds|95 %, first seed|minus MAD-AD, 95 %, first seed|"
+    "seeds in which clearly ahead, behind|at the validation threshold|mean of lesion slices|AP|"
+    "small / medium / large|of healthy brains found|ms a slice|its own settings|after the map"
 ).split("|")
 
 
@@ -27,6 +27,15 @@ def between(row: dict, key: str, sign: str = "") -> str:
     return f"[{float(low):{sign}.2f}, {float(high):{sign}.2f}]" if low != "" else "-"
 
 
+def apart(rows: list[dict]) -> str:
+    """In how many seeds the interval of the difference leaves out 0, above and below it."""
+    asked = [r for r in rows if r["minus_low"] != ""]
+    ahead, behind = (
+        sum(sign * float(r[end]) > 0 for r in asked) for sign, end in ((1, "minus_low"), (-1, "minus_high"))
+    )
+    return f"{ahead}, {behind} of {len(asked)}" if asked else "-"
+
+
 def cells(rows: list[dict]) -> list[str]:
     """A line of the table: of one method and one test set, the rows of its seeds."""
     first, dice = min(rows, key=lambda r: int(r["seed"])), [float(r["max_dice"]) for r in rows]
@@ -37,6 +46,7 @@ def cells(rows: list[dict]) -> list[str]:
         f"{min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else "-",
         between(first, "max_dice"),
         between(first, "minus", "+"),
+        apart(rows),
         *(mean(rows, key) for key in ("at_threshold", "per_lesion_slice", "ap")),
         " / ".join(mean(rows, size) for size in ("small", "medium", "large")),
         f"{100 * float(mean(rows, 'found_in_healthy')):.1f} %",

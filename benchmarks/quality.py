@@ -17,7 +17,8 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -115,7 +116,12 @@ def keeping(folder: Path, weights: list[Path], method: Method, label: str) -> Me
 
 
 def candidates(
-    pipe: MadAdPipeline, weights: Path, baselines: Path | None, settle: bool, kept: Path
+    pipe: MadAdPipeline,
+    weights: Path,
+    baselines: Path | None,
+    settle: bool,
+    kept: Path,
+    also: Sequence[Path] = (),
 ) -> dict[str, dict[str, Method]]:
     """{method: {setting: how to run it}}. One setting: nothing to choose."""
     thresholds = (0.5, 0.3, 0.2, 0.1) if settle else ()
@@ -161,6 +167,11 @@ def candidates(
             folder = baselines / noise
             starts = {f"start {t}": filtered(load(folder, name=method, start=t)) for t in (390, 640)}
             add(name, [folder / "unet"], starts)
+    for folder in also:
+        method = load(folder)
+        name = f"{method.title}, {method.config.steps:,} steps"
+        choices = {json.dumps(c).strip("{}").replace('"', ""): c for c in method.tried}
+        add(name, [folder], {said: filtered(method.changed(**c)) for said, c in choices.items()})
     return found
 
 
@@ -169,6 +180,13 @@ def patients_only(s: LabelledSlices) -> tuple[LabelledSlices, LabelledSlices | N
     area = (s.lesion & s.brain).flatten(1).sum(1).numpy()
     sick = np.isin(s.subjects, list({x for x, a in zip(s.subjects, area) if a}))
     return s.take(np.flatnonzero(sick)), s.take(np.flatnonzero(~sick)) if (~sick).any() else None
+
+
+def validation_patients(folder: Path, every: int = 2) -> LabelledSlices:
+    """The slices of one of so many validation patients, two and two: kinds of lesion alternate."""
+    sick, _ = patients_only(load_split(folder, "val"))
+    order = np.array(list(dict.fromkeys(sick.subjects)))
+    return sick.take(np.flatnonzero(np.isin(sick.subjects, order[np.arange(len(order)) // 2 % every == 0])))
 
 
 def by_kind(folder: Path, score: torch.Tensor, s: LabelledSlices) -> dict[str, float]:
@@ -249,6 +267,9 @@ def main() -> None:
     p.add_argument(
         "--baselines", type=Path, help="folder of train_baselines.py; without it, only what needs no training"
     )
+    p.add_argument(
+        "--also", nargs="*", type=Path, default=(), help="folders of `madad train METHOD`: a row each"
+    )
     p.add_argument("--data", type=Path, default=Path("work/quality"), help="where the sets are, or are made")
     p.add_argument("--out", type=Path, default=Path("results/quality"))
     p.add_argument("--validation-every", type=int, default=2, help="choose on one of n validation subjects")
@@ -266,17 +287,11 @@ def main() -> None:
     ]
     folders = {name: build(name, args.data) for name in dict.fromkeys(usable)}
 
-    def validation(name):
-        sick, _ = patients_only(load_split(folders[name], "val"))
-        pairs = np.arange(len(order := list(dict.fromkeys(sick.subjects)))) // 2  # kinds of lesion alternate
-        return sick.take(
-            np.flatnonzero(np.isin(sick.subjects, np.array(order)[pairs % args.validation_every == 0]))
-        )
-
-    val = LabelledSlices.joined([validation(n) for n in VALIDATION[args.contrast] if n in folders])
+    to_choose = (folders[n] for n in VALIDATION[args.contrast] if n in folders)
+    val = LabelledSlices.joined([validation_patients(f, args.validation_every) for f in to_choose])
     source = Path(args.weights) if Path(args.weights).exists() else WEIGHTS / args.weights
     chosen, lines = {}, [f"## {args.contrast}: validation, {len(set(val.subjects))} subjects", "", HEAD]
-    methods = candidates(pipe, source, args.baselines, args.settle, args.data / "maps")
+    methods = candidates(pipe, source, args.baselines, args.settle, args.data / "maps", args.also)
     methods = {k: v for k, v in methods.items() if not args.only or k in args.only}
     for name, settings in tqdm(methods.items(), desc="choosing"):
         best = None

@@ -2,7 +2,7 @@
 
     MADAD_REAL_DATA=SCANS python benchmarks/tissue_peaks.py --subjects 5
 
-Prints, for the shipped `t1` weights with their own settings and both normalisations: the share of the brain at or
+Prints, for weights (the shipped `t1`) with their own settings and both normalisations: the share of the brain at or
 above the decision threshold in scans of scanners that were not trained on (healthy heads; MS patients, but for their
 lesions and 4 mm around them), and the pooled Dice, at the threshold and at its best, of strokes that are implanted into
 IXI validation subjects.
@@ -39,9 +39,10 @@ def dice(scores: np.ndarray, truth: np.ndarray, threshold: float) -> float:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--weights", default="t1")
     p.add_argument("--subjects", type=int, default=15)
     args = p.parse_args()
-    pipe, root = MadAdPipeline.from_pretrained("t1"), real_data()
+    pipe, root = MadAdPipeline.from_pretrained(args.weights), real_data()
     threshold = pipe.config.decision_threshold
     ixi = {s.subject: s.image for s in find_scans(root / "ixi_t1_2mm", "t1", "ixi")}
 

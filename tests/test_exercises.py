@@ -141,13 +141,13 @@ def test_answers_of_another_shape_are_told_apart():
         checks.close(torch.zeros(2), torch.zeros(3), "")
 
 
-def test_who_is_behind_is_counted_by_the_intervals(capsys):
-    highs = ("-0.1", "-0.01", "0.2", "")  # the last one is MAD-AD's own row
-    rows = [{"test": "cohort_t1", "seed": "0", "minus_high": h} for h in highs]
-    rows += [{"test": "ixi_t1", "seed": "0", "minus_high": "-0.5"}]
+def test_who_is_behind_is_counted_by_the_intervals_of_every_seed(capsys):
+    ends = {"a": ("-0.1", "-0.2"), "b": ("-0.01",), "c": ("-0.1", "0.2"), "d": ("0.2",), "mad_ad": ("", "")}
+    rows = [{"test": "cohort_t1", "method": m, "minus_high": h} for m, highs in ends.items() for h in highs]
+    rows += [{"test": "ixi_t1", "method": "d", "minus_high": "-0.5"}]
     checks.run(checks.check_10_behind, 2, rows)
     checks.run(checks.check_10_behind, None, rows)
     assert capsys.readouterr().out == "Exercise 10_behind: right\nExercise 10_behind: not done yet\n"
-    for wrong in (1, 3, 4):
-        with pytest.raises(AssertionError):
+    for wrong, why in ((3, "first seed alone"), (4, "not all of them"), (1, "count the methods")):
+        with pytest.raises(AssertionError, match=why):
             checks.check_10_behind(wrong, rows)

@@ -102,6 +102,13 @@ def test_latents_are_encoded_once_for_all_that_want_the_same(words, tmp_path):
     assert (runs / "reflect/latents").resolve() == (runs / "deco_diff/latents").resolve()
 
 
+def test_the_page_counts_the_seeds_that_show_something():
+    ends = ((0.1, 0.2), (-0.3, -0.1), (-0.1, 0.1), (0.0, 0.2))
+    rows = [{"minus_low": f"{a}", "minus_high": f"{b}"} for a, b in ends]
+    assert family_page.apart(rows) == "1, 1 of 4"
+    assert family_page.apart([{"minus_low": "", "minus_high": ""}]) == "-"
+
+
 def test_the_page_gets_the_tables(words, tmp_path):
     start(tmp_path, *words, "--steps", "1", "--methods", "intensity")
     page = tmp_path / "page.md"

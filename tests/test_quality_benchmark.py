@@ -114,3 +114,14 @@ def test_the_summary_marks_the_highest_and_what_cannot_be_told_apart():
 def test_the_results_page_shows_the_benchmarks_table():
     table = (ROOT / "benchmarks" / "QUALITY.md").read_text().split("\n|", 1)[1].split("\n\n")[0]
     assert "|" + table in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_one_of_so_many_validation_patients_two_and_two(monkeypatch):
+    names = np.array([f"{i}" for i in range(7)])
+    image = torch.zeros(7, 1, 8, 8)
+    lesion = torch.zeros(7, 1, 8, 8, dtype=torch.bool)
+    lesion[:6, 0, 0, 0] = True  # the last one is healthy
+    s = LabelledSlices(image, torch.ones_like(lesion), lesion, names, names, 2.0)
+    monkeypatch.setattr(quality, "load_split", lambda folder, split: s)
+    assert list(quality.validation_patients(Path("any"), 2).subjects) == ["0", "1", "4", "5"]
+    assert list(quality.validation_patients(Path("any"), 1).subjects) == list("012345")

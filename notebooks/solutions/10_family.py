@@ -50,14 +50,17 @@ def stitch(rebuilt, boxes, x):
 checks.run(checks.check_10_stitch, stitch)
 
 # %% [markdown]
-# **10_behind.** The upper end of the interval decides.
+# **10_behind.** The upper end of each interval decides; of the first seed alone it would be one more.
 
 # %%
 with open("../../benchmarks/family.csv", newline="") as file:
     rows = list(csv.DictReader(file))
 rows = [r for r in rows if r["race"] == rows[0]["race"]]
-first = [r for r in rows if r["test"] == "cohort_t1" and r["seed"] == "0" and r["minus_high"]]
-behind = sum(float(r["minus_high"]) < 0 for r in first)
+ends = {}
+for r in rows:
+    if r["test"] == "cohort_t1" and r["minus_high"]:
+        ends.setdefault(r["method"], []).append(float(r["minus_high"]))
+behind = sum(max(of_seeds) < 0 for of_seeds in ends.values())
 
 # %%
 checks.run(checks.check_10_behind, behind, rows)

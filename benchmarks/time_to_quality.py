@@ -1,0 +1,165 @@
+"""How well a training finds lesions after how many minutes: Dice on validation subjects over the time of one core.
+
+    python benchmarks/time_to_quality.py --data work/ixi work/cohort_t1 --autoencoder t1 --test work/quality/ixi_t1
+        --methods mad_ad dae reflect --steps 9000 --out work/time_t1
+
+Each method of the family is trained by `madad train` in a process of its own. Whenever that has validated, it waits
+while its best weights so far score the lesions of --test's validation subjects (real heads with implanted strokes);
+the post-processing is the best of family.py's few, the same choice for all at every point. Seconds are those of the
+training's process (user and system), its start and the encoding of its latents with it; the autoencoder is there
+already. Rows land in time_to_quality.csv beside this file; what is there is not measured again, and a training goes on
+from its last checkpoint. A picture of it: --picture docs/time_to_quality.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import psutil
+import torch
+from family import AFTER, THROUGH, read_rows
+from quality import validation_patients
+
+from madad_lite.evaluation import metrics
+from madad_lite.evaluation.compare import LabelledSlices
+from madad_lite.family.registry import FAMILY, method_class
+from madad_lite.files import new_file, replace_file
+from madad_lite.slices.manifest import Manifest
+from madad_lite.training.autoencoder import as_autoencoder
+from madad_lite.training.settings import configured
+from madad_lite.weights.folder import read_model
+
+POINTS = (250, 500, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000)
+COLUMNS = ("data", "method", "step", "seconds", "max_dice", "ap", "small", "after", "val_loss")
+TABLE = Path(__file__).with_suffix(".csv")
+WANTED = 0.75  # pooled max Dice
+
+
+def judged(name: str, run: Path, manifest: Manifest, settings: dict, encoder, s: LabelledSlices) -> dict:
+    """What the best weights of a run that goes on find."""
+    kind = method_class(name)
+    config = configured(kind.Config(), **settings)
+    networks = {n: read_model(k, run / "best" / n) for n, k in kind.kinds.items()}
+    about = dict(contrast=manifest.contrast, grid=manifest.grid.to_dict(), normalise=manifest.normalise)
+    method = kind(config, networks, autoencoder=encoder, **about)
+    raw, best = method(s.image, s.brain, s.scans, torch.Generator().manual_seed(0)), None
+    for after in (configured(a, through=t) for a in AFTER for t in (0.0, THROUGH)):
+        maps = after(raw, s.image, s.brain, s.scans, contrast=method.contrast)
+        dice, _ = metrics.pooled_max_dice(maps, s.lesion, s.brain)
+        if best is None or dice > best[0]:
+            best = dice, after, maps
+    dice, after, maps = best
+    found = metrics.evaluate(maps, s.lesion, brain=s.brain, intervals=False)
+    return dict(
+        max_dice=dice, ap=found["ap"], small=found["by_size"]["small"]["pooled_max_dice"], after=str(after)
+    )
+
+
+def validated(log: Path) -> dict[int, float]:
+    """{step: validation loss} of a log that is being written."""
+    lines = log.read_text().split("\n")[:-1] if log.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {r["step"]: r["val_loss"] for r in rows if "val_loss" in r}
+
+
+def seconds_of(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def settings_of(args) -> dict:
+    return dict(steps=args.steps, batch_size=16, variants=4, validate_every=250, checkpoint_every=250)
+
+
+def follow(name: str, args, encoder, s: LabelledSlices) -> None:
+    """Train a method, and measure it at POINTS as it goes."""
+    out, settings = args.out / name, settings_of(args)
+    words = [f"{k}={v}" for k, v in settings.items()]
+    kind, manifest = method_class(name), Manifest.load(args.data[0])
+    data = "+".join(d.name for d in args.data)
+    done = [r for r in read_rows(args.rows) if r["data"] == data and r["method"] == name]
+    if {str(p) for p in POINTS if p <= args.steps} <= {r["step"] for r in done}:
+        return
+    command = [sys.executable, "-m", "madad_lite", "train", name, "--data", *map(str, args.data)]
+    command += ["--autoencoder", str(args.autoencoder)] if kind.latent or kind.encoder else []
+    command += ["--out", str(out), "--resume", "--set", *words]
+    before = max((float(r["seconds"]) for r in done), default=0.0)
+    child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    watched, run = psutil.Process(child.pid), out / "training" / "all"
+    try:
+        while child.poll() is None:
+            time.sleep(0.5)
+            seen = {int(r["step"]) for r in done}
+            new = [p for p in validated(run / "log.jsonl").items() if p[0] in POINTS and p[0] not in seen]
+            if not new:
+                continue
+            child.send_signal(signal.SIGSTOP)  # its clock stands still
+            step, loss = new[-1]
+            spent = before + seconds_of(watched)
+            found = judged(name, run, manifest, settings, encoder, s)
+            row = dict(data=data, method=name, step=step, seconds=spent, val_loss=loss, **found)
+            done.append({k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()})
+            land(args.rows, done[-1])
+            print(row, flush=True)
+            child.send_signal(signal.SIGCONT)
+    finally:
+        if child.poll() is None:
+            child.send_signal(signal.SIGCONT)
+            child.terminate()
+    if child.wait():
+        raise SystemExit(f"{' '.join(command)} ended with {child.returncode}")
+
+
+def land(file: Path, row: dict) -> None:
+    rows = [*read_rows(file), row]
+    with new_file(file) as part, open(part, "w", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def picture(rows: list[dict], path: Path) -> None:
+    """Dice over minutes, a line for each method."""
+    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for name in dict.fromkeys(r["method"] for r in rows):
+        points = sorted((float(r["seconds"]) / 60, float(r["max_dice"])) for r in rows if r["method"] == name)
+        axes.plot(*zip(*points), "o-", label=method_class(name).title)
+    axes.axhline(WANTED, color="0.6", ls=":")
+    axes.set(xlabel="minutes of one core", ylabel="max Dice, pooled, validation", ylim=(0, 1))
+    axes.legend(loc="lower right")
+    replace_file(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", nargs="+", type=Path, help="prepared folders to train on")
+    p.add_argument("--autoencoder", help="of those in latents; a folder or a shipped name")
+    p.add_argument("--test", type=Path, help="with lesions in val")
+    p.add_argument("--every", type=int, default=2, help="one of so many validation patients")
+    p.add_argument("--methods", nargs="+", choices=FAMILY, default=["mad_ad", "dae", "reflect"])
+    p.add_argument("--steps", type=int, default=9000)
+    p.add_argument("--out", type=Path, help="folder of the trainings")
+    p.add_argument("--rows", type=Path, default=TABLE)
+    p.add_argument("--picture", type=Path, help="a file that gets the picture; nothing else is done")
+    args = p.parse_args(argv)
+    if args.picture:
+        return picture(read_rows(args.rows), args.picture)
+    if not (args.data and args.test and args.autoencoder and args.out):
+        p.error("--data, --test, --autoencoder and --out are needed")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training ends too
+    s, encoder = validation_patients(args.test, args.every), as_autoencoder(args.autoencoder)
+    for name in args.methods:
+        follow(name, args, encoder, s)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Dice over training time: points are measured once, in the order of training, and an ended race is not done again."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from madad_lite.autoencoder import make_autoencoder
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import time_to_quality as benchmark  # noqa: E402
+
+
+def rows_of(file):
+    with open(file, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_a_training_is_measured_as_it_goes(prepared_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "POINTS", (5,))
+    torch.manual_seed(0)
+    make_autoencoder().save_pretrained(tmp_path / "ae")
+    rows, seen = tmp_path / "rows.csv", []
+
+    def judged(name, run, manifest, settings, encoder, s):
+        seen.append((run / "best" / "unet" / "config.json").is_file())
+        assert set(s.subjects) and (s.lesion & s.brain).any()
+        return dict(max_dice=0.5, ap=0.4, small=0.1, after="nothing")
+
+    monkeypatch.setattr(benchmark, "judged", judged)
+    monkeypatch.setattr(
+        benchmark,
+        "settings_of",
+        lambda args: dict(steps=args.steps, batch_size=1, size="tiny", validate_every=5),
+    )
+    words = [
+        "--data",
+        str(prepared_cohort),
+        "--autoencoder",
+        str(tmp_path / "ae"),
+        "--test",
+        str(prepared_cohort),
+    ]
+    words += ["--methods", "dae", "--steps", "6", "--out", str(tmp_path / "out"), "--rows", str(rows)]
+    benchmark.main(words)
+    (row,) = rows_of(rows)
+    assert (
+        seen == [True] and row["step"] == "5" and float(row["seconds"]) > 0 and float(row["val_loss"]) > 0
+    )
+    benchmark.main(words)
+    assert rows_of(rows) == [row] and seen == [True]
+    benchmark.main(["--rows", str(rows), "--picture", str(tmp_path / "picture.png")])
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+    with pytest.raises(SystemExit):
+        benchmark.main(["--out", str(tmp_path)])
+
+
+def test_the_table_has_each_point_once():
+    rows = rows_of(benchmark.TABLE)
+    assert tuple(rows[0]) == benchmark.COLUMNS
+    keys = [(r["data"], r["method"], int(r["step"])) for r in rows]
+    assert len(set(keys)) == len(keys)
+    for name in {r["method"] for r in rows}:
+        seconds = [
+            float(r["seconds"]) for r in sorted(rows, key=lambda r: int(r["step"])) if r["method"] == name
+        ]
+        assert seconds == sorted(seconds)
+
+
+def test_judged_is_what_the_weights_find(prepared_cohort, tmp_path):
+    """A network that leaves all as it is finds nothing; one that makes all black finds what is bright."""
+    from madad_lite.evaluation.compare import load_split
+    from madad_lite.family.registry import method_class
+    from madad_lite.slices.manifest import Manifest
+
+    manifest = Manifest.load(prepared_cohort)
+    kind = method_class("untrained")
+    assert kind.name
+    s = load_split(prepared_cohort, "test")
+    dae = method_class("dae")
+    method = dae(dae.Config(size="tiny"))
+    method.networks["unet"].save_pretrained(tmp_path / "best" / "unet")
+    found = benchmark.judged("dae", tmp_path, manifest, {"size": "tiny"}, None, s)
+    share = float((s.lesion & s.brain).sum() / s.brain.sum())
+    assert share < found["max_dice"] <= 1 and 0 <= found["ap"] <= 1
