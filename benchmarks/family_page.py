@@ -36,6 +36,12 @@ def apart(rows: list[dict]) -> str:
     return f"{ahead}, {behind} of {len(asked)}" if asked else "-"
 
 
+def share(rows: list[dict]) -> str:
+    """Of healthy brains found, where the set has any."""
+    text = mean(rows, "found_in_healthy")
+    return "-" if text == "-" else f"{100 * float(text):.1f} %"
+
+
 def cells(rows: list[dict]) -> list[str]:
     """A line of the table: of one method and one test set, the rows of its seeds."""
     first, dice = min(rows, key=lambda r: int(r["seed"])), [float(r["max_dice"]) for r in rows]
@@ -49,7 +55,7 @@ def cells(rows: list[dict]) -> list[str]:
         apart(rows),
         *(mean(rows, key) for key in ("at_threshold", "per_lesion_slice", "ap")),
         " / ".join(mean(rows, size) for size in ("small", "medium", "large")),
-        f"{100 * float(mean(rows, 'found_in_healthy')):.1f} %",
+        share(rows),
         mean(rows, "ms_a_slice").split(".")[0],
         first["settings"].strip("{}").replace('"', "") or "-",
         first["after"],

@@ -4,8 +4,8 @@
 
 Writes healthy.json into the weights' folder: for each height z of the grid, MNI mm, the lowest, the median
 and the highest sum of the anomaly map over the slice, over `--subjects` IXI validation subjects of
-splits.json, with the weights' own settings and seed 0. There are no healthy FLAIR scans: for weights of
-that contrast the same subjects are turned into FLAIR contrast first, and the file says so.
+splits.json, with the weights' own settings and seed 0. There are no healthy FLAIR or T2 scans: for weights of
+these contrasts the same subjects are turned into them first, and the file says so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from madad_lite.files import write_json
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.find import find_scans
 from madad_lite.scans.grid import Grid
-from madad_lite.simulation.recolour import to_flair
+from madad_lite.simulation.recolour import RECOLOUR
 from madad_lite.weights import WEIGHTS
 
 
@@ -34,14 +34,16 @@ def measure(pipe: MadAdPipeline, subjects: int) -> dict:
     sums = np.full((len(chosen), grid.shape[2]), np.nan)
     for row, subject in enumerate(tqdm(chosen, desc="healthy subjects")):
         prepared = pipe.prepare(scans[subject].image)
-        if pipe.config.contrast == "flair":
+        if to_contrast := RECOLOUR.get(pipe.config.contrast):
             rng = np.random.default_rng([0, row])
-            prepared = replace(prepared, image=to_flair(prepared.image, prepared.brain, rng))
+            prepared = replace(prepared, image=to_contrast(prepared.image, prepared.brain, rng))
         output = pipe(prepared, generator=torch.Generator().manual_seed(0), progress=False)
         sums[row, list(prepared.geometry.slice_index)] = output.anomaly_map.sum((1, 2, 3)).numpy()
     kept = np.isfinite(sums).all(0)  # heights at which every subject has a slice
     heights = grid.affine[2, 3] + grid.step * np.flatnonzero(kept)
-    recoloured = " turned into FLAIR contrast" if pipe.config.contrast == "flair" else ""
+    recoloured = (
+        f" turned into {pipe.config.contrast.upper()} contrast" if pipe.config.contrast in RECOLOUR else ""
+    )
     return {
         "who": f"{len(chosen)} healthy validation subjects{recoloured}",
         "z_mm": heights.tolist(),

@@ -1,8 +1,8 @@
 """What weights make of scanners that they were not trained on: validation subjects, seen by simulated ones.
 
-    MADAD_REAL_DATA=SCANS python benchmarks/other_scanners.py --weights t1 [--weights OTHER ...]
+    MADAD_REAL_DATA=SCANS python benchmarks/other_scanners.py --weights t1 [OTHER ...]
 
-Each IXI validation subject of sets.py, with its implanted lesion and without, goes as it is and through SCANNERS
+Every third IXI validation subject of sets.py (five), with its implanted lesion and without, goes as it is and through SCANNERS
 simulated scanners, each a draw for the whole volume: a curve of intensities that keeps the tissues' order, a smooth
 bias field, noise, blur along the slices. Prints, for each of the weights, the share of healthy brain above the decision
 threshold (of --threshold, else the weights' own): all, within 4 mm of the brain's edge, and in the topmost eighth of

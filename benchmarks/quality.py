@@ -41,8 +41,12 @@ from madad_lite.plotting import slice_grid
 from madad_lite.training.settings import RECIPES
 from madad_lite.weights import WEIGHTS
 
-VALIDATION = {"t1": ("cohort_t1", "ixi_t1"), "flair": ("cohort_flair", "ixi_flair")}
-TEST = {"t1": ("cohort_t1", "ixi_t1", "ms_t1"), "flair": ("cohort_flair", "glioma_flair", "ms_flair")}
+VALIDATION = {c: (f"cohort_{c}", f"ixi_{c}") for c in ("t1", "flair", "t2")}
+TEST = {
+    "t1": ("cohort_t1", "ixi_t1", "ms_t1"),
+    "flair": ("cohort_flair", "glioma_flair", "ms_flair"),
+    "t2": ("cohort_t2", "ms_t2"),
+}
 ENOUGH = 6  # patients; of fewer the bootstrap's intervals exclude 0 far too often
 # (pipeline, images, brain, the scan of each slice: its volume) -> scores
 Method = Callable[[MadAdPipeline, torch.Tensor, torch.Tensor, np.ndarray], torch.Tensor]
@@ -189,6 +193,11 @@ def validation_patients(folder: Path, every: int = 2) -> LabelledSlices:
     return sick.take(np.flatnonzero(np.isin(sick.subjects, order[np.arange(len(order)) // 2 % every == 0])))
 
 
+def participants(name: str, root: Path) -> Path:
+    """The folder of a cohort's scans."""
+    return root / ("cohort_t2_scans" if name == "cohort_t2" else "cohort")
+
+
 def by_kind(folder: Path, score: torch.Tensor, s: LabelledSlices) -> dict[str, float]:
     """Pooled max Dice of each kind of lesion, for the simulated cohort."""
     with open(folder / "participants.tsv") as file:
@@ -326,7 +335,9 @@ def main() -> None:
             )
             results[method_name] = measure(scores[method_name], threshold, sick, on_healthy, healthy)
             if name.startswith("cohort"):
-                results[method_name]["by_kind"] = by_kind(args.data / "cohort", scores[method_name], sick)
+                results[method_name]["by_kind"] = by_kind(
+                    participants(name, args.data), scores[method_name], sick
+                )
             lines.append(row(method_name, setting, results[method_name]))
             tqdm.write(f"{name} {lines[-1]}")
         enough = len(set(sick.subjects)) >= ENOUGH and "MAD-AD" in scores

@@ -1,11 +1,12 @@
 """The test and validation sets of the quality benchmark, as prepared folders. What is there is not made
 again.
 
-    cohort_t1, cohort_flair   simulated patients and normal subjects; none of them was trained on (another seed)
+    cohort_t1, cohort_flair, cohort_t2   simulated patients and normal subjects; none of them was trained on (another
+                              seed)
     ixi_t1                    IXI subjects with simulated strokes in their own anatomy, and the same subjects without
-    ixi_flair                 the same turned into FLAIR contrast, with simulated tumours and white-matter lesions:
-                              for validation only
-    glioma_flair, ms_flair, ms_t1   real patients: for test only
+    ixi_flair, ixi_t2         the same turned into FLAIR or T2 contrast, with simulated tumours and white-matter
+                              lesions: for validation only
+    glioma_flair, ms_flair, ms_t1, ms_t2   real patients: for test only
 
 splits.json says which IXI subject trains, validates and tests.
 """
@@ -25,13 +26,13 @@ from tqdm.auto import tqdm
 from madad_lite.scans.find import find_scans
 from madad_lite.scans.nifti import load_volume, save_nifti
 from madad_lite.simulation.cohort import implant_lesion, write_cohort
-from madad_lite.simulation.recolour import to_flair
+from madad_lite.simulation.recolour import RECOLOUR
 from madad_lite.slices.folder import prepare_folder
 from madad_lite.slices.manifest import Manifest, write_arrays
 
 SPLITS = json.loads((Path(__file__).parent / "splits.json").read_text())
 COHORT = dict(normal=8, patients=30, seed=1001)
-IXI_KINDS = {"ixi_t1": ("stroke",), "ixi_flair": ("glioma", "wml")}
+IXI_KINDS = {"ixi_t1": ("stroke",), "ixi_flair": ("glioma", "wml"), "ixi_t2": ("glioma", "wml")}
 VOLUMES_ML = {"stroke": (0.5, 60.0), "glioma": (4.0, 60.0), "wml": (0.5, 15.0)}
 
 
@@ -51,14 +52,16 @@ def build(name: str, root: Path) -> Path:
         if manifest.contrast != contrast:  # painting was interrupted
             shutil.rmtree(out)
     if kind == "cohort":
-        if not (root / "cohort" / "participants.tsv").exists():
-            write_cohort(root / "cohort", contrasts=("t1", "flair"), **COHORT)
-        prepare_folder(root / "cohort", out, contrast=contrast, fractions=(0.0, 0.5, 0.5))
+        # T2 has a folder of its own: one more contrast would be one more draw, and other T1 and FLAIR scans
+        scans, contrasts = ("cohort_t2_scans", ("t2",)) if contrast == "t2" else ("cohort", ("t1", "flair"))
+        if not (root / scans / "participants.tsv").exists():
+            write_cohort(root / scans, contrasts=contrasts, **COHORT)
+        prepare_folder(root / scans, out, contrast=contrast, fractions=(0.0, 0.5, 0.5))
     elif kind == "ixi":
         cohort, splits = implanted(name, root)
         prepare_folder(cohort, out, contrast="t1", splits=splits, layout="cohort")
-        if contrast == "flair":
-            paint_flair(out)
+        if contrast in RECOLOUR:
+            paint(out, contrast)
     else:
         folder = {"glioma": "glioma_flair_1mm", "ms": "ms_1mm"}[kind]
         prepare_folder(
@@ -108,14 +111,14 @@ def implanted(name: str, root: Path) -> tuple[Path, dict[str, list[str]]]:
     return folder, splits
 
 
-def paint_flair(folder: Path) -> None:
-    """Turn prepared T1 slices into FLAIR contrast, in place, with bright lesions where the masks are."""
+def paint(folder: Path, contrast: str) -> None:
+    """Turn prepared T1 slices into another contrast, in place, with bright lesions where the masks are."""
     manifest = Manifest.load(folder)
-    content = manifest.to_dict() | {"contrast": "flair"}
+    content = manifest.to_dict() | {"contrast": contrast}
     for number, scan in enumerate(manifest.scans()):
         rng = np.random.default_rng([77, number])
         image, brain = (np.asarray(manifest.array(scan, k)) for k in ("image", "brain"))
-        new = to_flair(image, brain, rng)
+        new = RECOLOUR[contrast](image, brain, rng)
         if scan["lesion"]:
             mask = np.asarray(manifest.array(scan, "lesion")).astype(np.float32)
             soft = np.clip(ndimage.gaussian_filter(mask, (0.5, 0.6, 0.6)) * mask * 1.5, 0, 1)
@@ -125,5 +128,5 @@ def paint_flair(folder: Path) -> None:
             )
             new = np.where(brain, np.clip(new * (1 - soft) + soft * level, -1, 1), -1)
         written = write_arrays(manifest.scan_folder(scan), {"image": new.astype(np.float16)})
-        scan |= {"contrast": "flair", "crc32": scan.get("crc32", {}) | written}
+        scan |= {"contrast": contrast, "crc32": scan.get("crc32", {}) | written}
     Manifest(folder, content).save()

@@ -111,12 +111,19 @@ def prepare(args) -> int:
     return 1 if manifest.skipped else 0
 
 
-@command("recolour", "prepared T1 slices of normal subjects -> FLAIR-like ones", INPUT, OUT, SEED)
+@command(
+    "recolour",
+    "prepared T1 slices of normal subjects -> FLAIR-like or T2-like ones",
+    INPUT,
+    OUT,
+    arg("--contrast", choices=("flair", "t2"), default="flair"),
+    SEED,
+)
 def recolour(args):
     from madad_lite.simulation.recolour import recolour_folder
 
-    manifest = recolour_folder(args.source, args.out, seed=args.seed)
-    print(f"{args.out}: {len(manifest.scans())} scans in FLAIR contrast, made from T1")
+    manifest = recolour_folder(args.source, args.out, args.contrast, seed=args.seed)
+    print(f"{args.out}: {len(manifest.scans())} scans in {args.contrast.upper()} contrast, made from T1")
 
 
 @command(

@@ -35,9 +35,7 @@ def train(args, changes: dict) -> None:
             start = MadAdPipeline.from_pretrained(args.start)
             contrast = Manifest.load(args.data[0]).contrast
             if contrast != start.config.contrast:
-                raise Refused(
-                    f"--start {args.start}: is of {start.config.contrast}, the slices are {contrast}"
-                )
+                print(f"--start {args.start}: knows {start.config.contrast}, and learns {contrast} now")
             autoencoder, options["model"] = start.autoencoder, start.denoiser
         elif autoencoder is None:
             raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")

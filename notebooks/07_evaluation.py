@@ -692,7 +692,7 @@ checks.run(checks.check_07_rare, rarity)
 # %% [markdown]
 # ### Capstone: beat the denoising autoencoder
 #
-# Of the trained methods beside MAD-AD the denoising autoencoder (DAE) is the hardest to beat: coarse noise is added to normal slices, a U-Net takes it out again, and what it changes in a
+# Of the trained methods in [Results](../docs/results.md) the denoising autoencoder (DAE) is mostly the hardest to beat: coarse noise is added to normal slices, a U-Net takes it out again, and what it changes in a
 # patient's slice is the anomaly. Train one on the normal subjects of notebook 05 (some minutes on a CPU), with the median filter that its authors put behind it:
 #
 # ```python

@@ -2,7 +2,7 @@
 
     python scripts/make_playground.py build/site/playground
 
-    models/t1, models/flair   the shipped weights as ONNX (`madad export-onnx --half`)
+    models/t1, flair, t2      the shipped weights as ONNX (`madad export-onnx --half`)
     runtime/                  onnxruntime-web, from npm, its WebAssembly gzipped
     slices.json               simulated slices: eight of healthy subjects, eight of patients with their lesions
     film.gif                  a healing, for browsers that cannot run the models

@@ -115,8 +115,8 @@ def test_simulate_prepare_train_assemble_evaluate(tmp_path, capsys):
     assert max((a - weights[1][k]).abs().max() for k, a in weights[0].items()) < 0.02  # two steps away
     assert main([*further, "--autoencoder", best]) == 2  # two autoencoders
     capsys.readouterr()
-    assert main([*further[:3], str(tmp_path / "other"), "--start", "flair", *brief]) == 2
-    assert "--start flair: is of flair, the slices are t1" in capsys.readouterr().err
+    assert main([*further[:3], str(tmp_path / "other"), "--start", "flair", *brief, "variants=1"]) == 0
+    assert "--start flair: knows flair, and learns t1 now" in capsys.readouterr().out
     results = tmp_path / "results.json"
     capsys.readouterr()
     assert (

@@ -93,6 +93,9 @@ def test_recolour(prepared_cohort, tmp_path, capsys):
     assert new.contrast == "flair" and len(new.scans()) == sum(not s["lesion"] for s in old.scans()) == 3
     assert main(["recolour", str(prepared_cohort), "--out", str(tmp_path / "flair")]) == 2
     assert "not empty" in one_line(capsys)
+    assert main(["recolour", str(prepared_cohort), "--out", str(tmp_path / "t2"), "--contrast", "t2"]) == 0
+    assert "scans in T2 contrast" in capsys.readouterr().out
+    assert Manifest.load(tmp_path / "t2").contrast == "t2"
 
 
 # detect

@@ -107,6 +107,8 @@ def test_the_page_counts_the_seeds_that_show_something():
     rows = [{"minus_low": f"{a}", "minus_high": f"{b}"} for a, b in ends]
     assert family_page.apart(rows) == "1, 1 of 4"
     assert family_page.apart([{"minus_low": "", "minus_high": ""}]) == "-"
+    assert family_page.share([{"found_in_healthy": ""}]) == "-"  # a set of patients only
+    assert family_page.share([{"found_in_healthy": "0.01"}, {"found_in_healthy": "0.03"}]) == "2.0 %"
 
 
 def test_the_page_gets_the_tables(words, tmp_path):

@@ -463,6 +463,8 @@ def test_auto_takes_the_shipped_weights_of_the_scans_contrast(cohort, tmp_path, 
     brief = ["--z-range", "0", "4", "--steps", "1", "--register", "no"]
     assert main(["detect", str(scan), "--out", str(tmp_path), "--weights", "AUTO", *brief]) == 0
     assert record(tmp_path, scan.name.removesuffix(".nii.gz"))["weights"]["name"] == "t1"
+    pipes = many_scans._pipelines("Auto")
+    assert many_scans._fitting(pipes, "t2", scan, force=False).config.contrast == "t2"
     with pytest.raises(ScanError, match="looks like T2, and the shipped weights are for flair and t1"):
-        pipes = many_scans._pipelines("Auto")
+        pipes = [p for p in pipes if p.config.contrast != "t2"]
         many_scans._fitting(pipes, "t2", scan, force=True)

@@ -1,4 +1,4 @@
-"""FLAIR-like slices from T1: the order of the tissues, the normalisation, the folder."""
+"""FLAIR-like and T2-like slices from T1: the order of the tissues, the normalisation, the folder."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,19 @@ import pytest
 from madad_lite.errors import ScanError
 from madad_lite.scans.grid import Grid
 from madad_lite.simulation.cohort import write_cohort
-from madad_lite.simulation.recolour import recolour_folder, tissue_levels, to_flair
+from madad_lite.simulation.recolour import recolour_folder, tissue_levels, to_flair, to_t2
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.folder import Manifest, prepare_folder
 
 
 @pytest.fixture(scope="module")
 def normal(tmp_path_factory):
-    """Two normal simulated subjects, T1 and FLAIR, and T1 slices of them."""
+    """Normal simulated subjects in three contrasts, and slices of them."""
     root = tmp_path_factory.mktemp("recolour")
     cohort = write_cohort(
-        root / "cohort", normal=3, patients=0, contrasts=("t1", "flair"), seed=4, progress=False
+        root / "cohort", normal=3, patients=0, contrasts=("t1", "flair", "t2"), seed=4, progress=False
     )
-    for contrast in ("t1", "flair"):
+    for contrast in ("t1", "flair", "t2"):
         prepare_folder(cohort, root / contrast, contrast=contrast, grid=Grid(), workers=1, progress=False)
     return root
 
@@ -31,29 +31,42 @@ def test_tissue_levels_are_those_of_the_contrast(normal):
     assert 0.6 < grey < 1 < white < 1.6
 
 
-def test_recoloured_slices_look_like_flair(normal, tmp_path):
-    new = recolour_folder(normal / "t1", tmp_path / "new", progress=False)
-    real, t1 = Manifest.load(normal / "flair"), Manifest.load(normal / "t1")
-    assert new.contrast == "flair" and [s["subject"] for s in new.scans()] == [
+@pytest.mark.parametrize("contrast", ["flair", "t2"])
+def test_recoloured_slices_look_like_the_contrast(normal, tmp_path, contrast):
+    new = recolour_folder(normal / "t1", tmp_path / "new", contrast, progress=False)
+    real, t1 = Manifest.load(normal / contrast), Manifest.load(normal / "t1")
+    assert new.contrast == contrast and [s["subject"] for s in new.scans()] == [
         s["subject"] for s in t1.scans()
     ]
-    for scan, flair, source in zip(new.scans(), real.scans(), t1.scans()):
+    for scan, own, source in zip(new.scans(), real.scans(), t1.scans()):
         image, brain = (np.asarray(new.array(scan, k)).astype(np.float32) for k in ("image", "brain"))
         inside = brain > 0
         assert (image[~inside] == -1).all() and image.min() >= -1 and image.max() <= 1
         assert abs(np.median(image[inside])) < 0.02  # the same normalisation as a prepared scan's
-        simulated = np.asarray(real.array(flair, "image")).astype(np.float32)
+        simulated = np.asarray(real.array(own, "image")).astype(np.float32)
         before = np.asarray(t1.array(source, "image")).astype(np.float32)
         alike = [np.corrcoef(a[inside], simulated[inside])[0, 1] for a in (image, before)]
-        assert alike[0] > alike[1] + 0.1  # nearer to the subject's own FLAIR than its T1 is
+        assert alike[0] > alike[1] + 0.1  # nearer to the subject's own scan than its T1 is
     assert len(SliceDataset(tmp_path / "new", "train")) > 0
 
 
-def test_levels_differ_between_subjects_and_repeat(normal):
+@pytest.mark.parametrize("recolour", [to_flair, to_t2])
+def test_levels_differ_between_subjects_and_repeat(normal, recolour):
     manifest = Manifest.load(normal / "t1")
     image, brain = (np.asarray(manifest.array(manifest.scans()[0], k)) for k in ("image", "brain"))
-    a, b, c = (to_flair(image, brain, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    a, b, c = (recolour(image, brain, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert np.array_equal(a, b) and np.abs(a - c).mean() > 0.01
+
+
+def test_tissues_have_the_order_of_t2(normal):
+    """Of the T1 scan's own darkest, middle and brightest voxels: CSF above grey above white matter."""
+    manifest = Manifest.load(normal / "t1")
+    image, brain = (np.asarray(manifest.array(manifest.scans()[0], k)) for k in ("image", "brain"))
+    inside = brain > 0
+    new, v = to_t2(image, brain, np.random.default_rng(5))[inside], image[inside].astype(np.float32) + 1
+    grey, white = tissue_levels(v)
+    levels = [np.median(new[np.abs(v - at) < 0.05]) for at in (0.4 * grey, grey, white)]
+    assert levels[0] > levels[1] + 0.3 and levels[1] > levels[2] + 0.1
 
 
 def test_what_cannot_be_recoloured_is_refused(normal, tmp_path):

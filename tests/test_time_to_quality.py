@@ -46,9 +46,7 @@ def test_a_training_is_measured_as_it_goes(prepared_cohort, tmp_path, monkeypatc
     words += ["--methods", "dae", "--steps", "6", "--out", str(tmp_path / "out"), "--rows", str(rows)]
     benchmark.main(words)
     (row,) = rows_of(rows)
-    assert (
-        seen == [True] and row["step"] == "5" and float(row["seconds"]) > 0 and float(row["val_loss"]) > 0
-    )
+    assert seen == [True] and row["step"] == "5" and float(row["seconds"]) > 0 and float(row["val_loss"]) > 0
     benchmark.main(words)
     assert rows_of(rows) == [row] and seen == [True]
     benchmark.main(["--rows", str(rows), "--picture", str(tmp_path / "picture.png")])

@@ -280,7 +280,8 @@ def _fitting(pipes: list[MadAdPipeline], seen: str | None, scan: Path, force: bo
         looks = f"{scan}: its contrast " + (f"looks like {seen.upper()}" if seen else "is not clear")
         if fitting := [p for p in pipes if LIKE.get(p.config.contrast) == seen]:
             return fitting[0]
-        known = " and ".join(sorted(p.config.contrast for p in pipes))
+        *most, last = sorted(p.config.contrast for p in pipes)
+        known = f"{', '.join(most)} and {last}"
         raise ScanError(f"{looks}, and the shipped weights are for {known}; choose weights with --weights")
     if not force:
         refuse_another_contrast(
