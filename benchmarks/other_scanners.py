@@ -2,11 +2,12 @@
 
     MADAD_REAL_DATA=SCANS python benchmarks/other_scanners.py --weights t1 [OTHER ...]
 
-Every third IXI validation subject of sets.py (five), with its implanted lesion and without, goes as it is and through SCANNERS
-simulated scanners, each a draw for the whole volume: a curve of intensities that keeps the tissues' order, a smooth
-bias field, noise, blur along the slices. Prints, for each of the weights, the share of healthy brain above the decision
-threshold (of --threshold, else the weights' own): all, within 4 mm of the brain's edge, and in the topmost eighth of
-the slices; and how well the lesions are found. Simulated scanners are no real ones: they order weights, no more.
+Every third IXI validation subject of sets.py (five), with its implanted lesion and without, goes as it is and through
+SCANNERS simulated scanners, each a draw for the whole volume: a curve of intensities that keeps the tissues' order, a
+smooth bias field, noise, blur along the slices. Prints, for each of the weights, the share of healthy brain above the
+decision threshold (of --threshold, else the weights' own): all, within 4 mm of the brain's edge, and in the topmost
+eighth of the slices; and how well the lesions are found. Simulated scanners are no real ones: they order weights, no
+more.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ use_free_cores()  # beside other work PyTorch is faster in fewer threads
 
 # %% [markdown]
 # `SCAN` is the one thing to change: the path of a NIfTI file or of a DICOM folder of yours, or `"upload"` to choose files in Colab
-# (DICOM as one `.zip`). `None` takes the simulated head. `CONTRAST` is the contrast of your scan: there are weights for `"t1"` and `"flair"`.
+# (DICOM as one `.zip`). `None` takes the simulated head. `CONTRAST` is the contrast of your scan: there are weights for `"t1"`, `"t2"` and `"flair"`.
 
 # %%
 # NBVAL_IGNORE_OUTPUT

@@ -444,7 +444,7 @@ plotting.compare_methods(results, highlight="MAD-AD")
 
 # %%
 def apart(rows):
-    """In how many of its races a method is clearly ahead of MAD-AD and clearly behind: (ahead, behind, of)."""
+    """In how many races a method is clearly ahead of MAD-AD, clearly behind; and of how many."""
     asked = [r for r in rows if r["minus_low"]]
     ahead = sum(float(r["minus_low"]) > 0 for r in asked)
     return ahead, sum(float(r["minus_high"]) < 0 for r in asked), len(asked)

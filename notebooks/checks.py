@@ -486,7 +486,7 @@ def check_10_stitch(function):
 
 
 def check_10_behind(answer, rows):
-    """How many methods have every seed's interval of the difference to MAD-AD below 0, on cohort_t1."""
+    """How many methods have every seed's interval of the difference below 0, on cohort_t1."""
     ends = {}
     for r in rows:
         if r["test"] == "cohort_t1" and r["minus_high"]:
