@@ -466,7 +466,7 @@ Markdown("\n".join(lines))
 # %%
 heads, simulated = of_set("ixi_t1"), of_set("cohort_t1")
 for name in ("mad_ad", "deco_diff"):
-    told = ", ".join(r["max_dice"][:4] for r in simulated[name])
+    told = ", ".join(f"{float(r['max_dice']):.2f}" for r in simulated[name])
     print(f"{method_class(name).title}, simulated patients, seed by seed: {told}")
 assert next(iter(heads)) == "intensity" and apart(heads["intensity"]) == (1, 0, 1)
 assert next(iter(simulated)) == "deco_diff" and list(heads)[1] == "deco_diff"
