@@ -183,7 +183,7 @@ def test_a_quick_look_at_some_slices(patient_scan):
             pipe.prepare(patient_scan["image"], **wrong)
 
 
-@pytest.mark.parametrize("name, lesion", [("t1", "stroke"), ("flair", "glioma")])
+@pytest.mark.parametrize("name, lesion", [("t1", "stroke"), ("flair", "glioma"), ("t2", "stroke")])
 def test_shipped_weights_find_a_lesion_better_than_the_reconstruction_error_does(name, lesion, tmp_path):
     """A simulated patient that no choice was made on; every slice counts, most of them have no lesion."""
     subject = simulate_subject(31, lesion=lesion, volume_ml=30.0, contrasts=(name,))
