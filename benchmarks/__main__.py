@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +22,19 @@ BEGIN, END = "<!-- begin: measured -->", "<!-- end: measured -->"
 
 
 def write_page() -> None:
-    """The figures of the last run of each benchmark take the place of the page's."""
-    files = [RESULTS / f"{name}.json" for name in NAMES]
-    sections = "\n".join(markdown(json.loads(f.read_text())) for f in files if f.exists())
+    """The figures of the last run of each benchmark take the place of the page's; of one that was not run here they
+    stay.
+    """
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{sections}\n{END}{after}")
+    old, _, after = rest.partition(END)
+    sections = {
+        part.partition("\n")[0]: part.strip() for part in re.split(r"^## ", old, flags=re.MULTILINE)[1:]
+    }
+    for name in NAMES:
+        if (file := RESULTS / f"{name}.json").exists():
+            sections[name] = markdown(json.loads(file.read_text())).strip().removeprefix("## ")
+    kept = "\n\n".join(f"## {sections[name]}" for name in NAMES if name in sections)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{kept}\n\n{END}{after}")
 
 
 def main() -> int:

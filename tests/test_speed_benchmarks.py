@@ -116,3 +116,18 @@ def test_times_of_interleaved_ways_are_paired():
     times = measuring.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b"] * 4  # the first of each warms up
     assert {k: len(v) for k, v in times.items()} == {"a": 3, "b": 3}
+
+
+def test_a_benchmark_that_was_not_run_here_keeps_its_figures(tmp_path, monkeypatch):
+    from benchmarks import __main__ as main
+
+    page = tmp_path / "page.md"
+    page.write_text(f"head\n{main.BEGIN}\n\n## training\n\nold\n\n## start\n\nold too\n\n{main.END}\ntail\n")
+    monkeypatch.setattr(main, "PAGE", page)
+    monkeypatch.setattr(main, "RESULTS", tmp_path)
+    monkeypatch.setattr(main, "markdown", lambda report: f"## {report['name']}\n\nnew\n")
+    for name in ("start", "metrics"):
+        (tmp_path / f"{name}.json").write_text(f'{{"name": "{name}"}}')
+    main.write_page()
+    wanted = "## training\n\nold\n\n## metrics\n\nnew\n\n## start\n\nnew"
+    assert page.read_text() == f"head\n{main.BEGIN}\n\n{wanted}\n\n{main.END}\ntail\n"
