@@ -16,13 +16,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from quality import TEST, VALIDATION, keeping, mad_ad, patients_only, validation_patients
 from sets import build, real_data
 
 from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices, load_split
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.weights import WEIGHTS
+from madad_lite.weights.folder import find_folder
 
 THRESHOLDS = np.arange(0.02, 0.9, 0.01).round(2)
 HEAD = "| set | rule | threshold | pooled Dice | best there | loss | mean of patients | of healthy brains marked |"
@@ -50,8 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--validation-only", action="store_true", help="leave the test sets alone")
     args = p.parse_args(argv)
     pipe = MadAdPipeline.from_pretrained(args.weights)
-    source = Path(args.weights) if Path(args.weights).exists() else WEIGHTS / args.weights
-    method = keeping(args.data / "maps", [source], mad_ad(), "MAD-AD ")
+    method = keeping(args.data / "maps", [find_folder(args.weights)], mad_ad(), "MAD-AD ")
 
     def usable(names):
         return [build(n, args.data) for n in names if n.startswith("cohort") or real_data()]
@@ -78,7 +78,9 @@ def report(name: str, score, s: LabelledSlices, rules: dict[str, float], alone, 
         mean = np.mean(dice_of_patients(score, s, threshold))
         marked = "-"
         if healthy is not None:
-            marked = f"{100 * float((alone[healthy.brain] >= threshold).float().mean()):.3f} %"
+            given = torch.zeros_like(healthy.brain), healthy.subjects, threshold
+            alarms = metrics.false_positive_volume(alone, *given, brain=healthy.brain)
+            marked = f"{100 * alarms['brain_share']:.3f} %"
         print(
             f"| {name} | {rule} | {threshold:.3f} | {pooled:.3f} | {best:.3f} | {best - pooled:.3f} "
             f"| {mean:.3f} | {marked} |",

@@ -21,6 +21,7 @@ import csv
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -138,11 +139,8 @@ def row(name: str, seed: int, args, choices) -> list[dict]:
     runs = args.out / "runs" / (f"{args.seconds:g}s" if args.seconds else f"{args.steps}") / str(seed)
     share_latents(name, settings, args, runs)
     base = trained(name, args.thin_train, runs, autoencoder=args.encoder, settings=settings, progress=False)
-    val = LabelledSlices.joined(
-        [
-            load_split(f, "val") for f in args.thin_test if Manifest.load(f).scans("val")
-        ]  # real patients: test only
-    )
+    to_choose = [f for f in args.thin_test if Manifest.load(f).scans("val")]  # not real patients
+    val = LabelledSlices.joined([load_split(folder, "val") for folder in to_choose])
     volumes = (lambda s: s.scans) if args.every == 1 else (lambda s: None)
     through = (0.0, THROUGH) if args.every == 1 else (0.0,)
     weights = (0.0, WEIGHTED) if args.weighted else (0.0,)
@@ -221,10 +219,10 @@ def read_rows(file: Path) -> list[dict]:
         return list(csv.DictReader(f))
 
 
-def land(file: Path, rows: list[dict]) -> None:
+def land(file: Path, rows: list[dict], columns: Sequence[str] = COLUMNS) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as part, open(part, "w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(f, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

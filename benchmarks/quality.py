@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import ndimage
-from sets import build, real_data
+from sets import build, cohort_scans, real_data
 from tqdm import tqdm
 
 from madad_lite.denoiser import Denoiser
@@ -39,7 +39,7 @@ from madad_lite.files import write_json
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.plotting import slice_grid
 from madad_lite.training.settings import RECIPES
-from madad_lite.weights import WEIGHTS
+from madad_lite.weights.folder import find_folder
 
 VALIDATION = {c: (f"cohort_{c}", f"ixi_{c}") for c in ("t1", "flair", "t2")}
 TEST = {
@@ -193,11 +193,6 @@ def validation_patients(folder: Path, every: int = 2) -> LabelledSlices:
     return sick.take(np.flatnonzero(np.isin(sick.subjects, order[np.arange(len(order)) // 2 % every == 0])))
 
 
-def participants(name: str, root: Path) -> Path:
-    """The folder of a cohort's scans."""
-    return root / ("cohort_t2_scans" if name == "cohort_t2" else "cohort")
-
-
 def by_kind(folder: Path, score: torch.Tensor, s: LabelledSlices) -> dict[str, float]:
     """Pooled max Dice of each kind of lesion, for the simulated cohort."""
     with open(folder / "participants.tsv") as file:
@@ -298,7 +293,7 @@ def main() -> None:
 
     to_choose = (folders[n] for n in VALIDATION[args.contrast] if n in folders)
     val = LabelledSlices.joined([validation_patients(f, args.validation_every) for f in to_choose])
-    source = Path(args.weights) if Path(args.weights).exists() else WEIGHTS / args.weights
+    source = find_folder(args.weights)
     chosen, lines = {}, [f"## {args.contrast}: validation, {len(set(val.subjects))} subjects", "", HEAD]
     methods = candidates(pipe, source, args.baselines, args.settle, args.data / "maps", args.also)
     methods = {k: v for k, v in methods.items() if not args.only or k in args.only}
@@ -336,7 +331,7 @@ def main() -> None:
             results[method_name] = measure(scores[method_name], threshold, sick, on_healthy, healthy)
             if name.startswith("cohort"):
                 results[method_name]["by_kind"] = by_kind(
-                    participants(name, args.data), scores[method_name], sick
+                    cohort_scans(args.contrast, args.data), scores[method_name], sick
                 )
             lines.append(row(method_name, setting, results[method_name]))
             tqdm.write(f"{name} {lines[-1]}")

@@ -41,6 +41,11 @@ def real_data() -> Path | None:
     return Path(os.environ["MADAD_REAL_DATA"]) if os.environ.get("MADAD_REAL_DATA") else None
 
 
+def cohort_scans(contrast: str, root: Path) -> Path:
+    """The simulated subjects' folder. T2 has its own: beside T1 and FLAIR it would change what is drawn for them."""
+    return root / ("cohort_t2_scans" if contrast == "t2" else "cohort")
+
+
 def build(name: str, root: Path) -> Path:
     """The prepared folder of a set."""
     out = root / name
@@ -52,11 +57,10 @@ def build(name: str, root: Path) -> Path:
         if manifest.contrast != contrast:  # painting was interrupted
             shutil.rmtree(out)
     if kind == "cohort":
-        # T2 has a folder of its own: one more contrast would be one more draw, and other T1 and FLAIR scans
-        scans, contrasts = ("cohort_t2_scans", ("t2",)) if contrast == "t2" else ("cohort", ("t1", "flair"))
-        if not (root / scans / "participants.tsv").exists():
-            write_cohort(root / scans, contrasts=contrasts, **COHORT)
-        prepare_folder(root / scans, out, contrast=contrast, fractions=(0.0, 0.5, 0.5))
+        scans = cohort_scans(contrast, root)
+        if not (scans / "participants.tsv").exists():
+            write_cohort(scans, contrasts=("t2",) if contrast == "t2" else ("t1", "flair"), **COHORT)
+        prepare_folder(scans, out, contrast=contrast, fractions=(0.0, 0.5, 0.5))
     elif kind == "ixi":
         cohort, splits = implanted(name, root)
         prepare_folder(cohort, out, contrast="t1", splits=splits, layout="cohort")

@@ -14,7 +14,6 @@ from its last checkpoint. A picture of it: --picture docs/time_to_quality.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import signal
@@ -26,13 +25,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import psutil
 import torch
-from family import AFTER, THROUGH, read_rows
+from family import AFTER, THROUGH, land, read_rows
 from quality import validation_patients
 
 from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices
 from madad_lite.family.registry import FAMILY, method_class
-from madad_lite.files import new_file, replace_file
+from madad_lite.files import replace_file
 from madad_lite.slices.manifest import Manifest
 from madad_lite.training.autoencoder import as_autoencoder
 from madad_lite.training.settings import configured
@@ -108,7 +107,7 @@ def follow(name: str, args, encoder, s: LabelledSlices) -> None:
             found = judged(name, run, manifest, settings, encoder, s)
             row = dict(data=data, method=name, step=step, seconds=spent, val_loss=loss, **found)
             done.append({k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()})
-            land(args.rows, done[-1])
+            land(args.rows, [*read_rows(args.rows), done[-1]], COLUMNS)
             print(row, flush=True)
             child.send_signal(signal.SIGCONT)
     finally:
@@ -117,14 +116,6 @@ def follow(name: str, args, encoder, s: LabelledSlices) -> None:
             child.terminate()
     if child.wait():
         raise SystemExit(f"{' '.join(command)} ended with {child.returncode}")
-
-
-def land(file: Path, row: dict) -> None:
-    rows = [*read_rows(file), row]
-    with new_file(file) as part, open(part, "w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def picture(rows: list[dict], path: Path) -> None:

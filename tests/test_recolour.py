@@ -70,6 +70,9 @@ def test_tissues_have_the_order_of_t2(normal):
 
 
 def test_what_cannot_be_recoloured_is_refused(normal, tmp_path):
+    with pytest.raises(ValueError, match="no contrast 'pd' .* flair, t2"):
+        recolour_folder(normal / "t1", tmp_path / "x", "pd")
+    assert not (tmp_path / "x").exists()
     with pytest.raises(ScanError, match="only t1"):
         recolour_folder(normal / "flair", tmp_path / "x")
     (tmp_path / "full").mkdir()

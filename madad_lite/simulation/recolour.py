@@ -34,19 +34,11 @@ def tissue_levels(values: np.ndarray) -> tuple[float, float]:
 def to_flair(images: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One subject's T1 slices (n, H, W) in [-1, 1] -> FLAIR-like ones of the same shape and normalisation."""
 
-    def levels(grey: float, white: float, csf: float) -> tuple[list[float], list[float]]:
+    def levels() -> list[float]:
         bright = rng.uniform(1.05, 1.35)  # grey matter over white matter
         dark = np.sort(rng.uniform([0.0, 0.1], [0.2, 0.4]))
-        x = [0, csf, (csf + grey) / 2, grey, white, white * 1.25, 3]
-        return x, [
-            dark[0],
-            dark[1],
-            rng.uniform(0.55, 0.85) * bright,
-            bright,
-            1.0,
-            rng.uniform(0.85, 1.05),
-            0.9,
-        ]
+        mixed = rng.uniform(0.55, 0.85) * bright
+        return [dark[0], dark[1], mixed, bright, 1.0, rng.uniform(0.85, 1.05), 0.9]
 
     return _by_curve(images, brain, rng, levels)
 
@@ -54,24 +46,25 @@ def to_flair(images: np.ndarray, brain: np.ndarray, rng: np.random.Generator) ->
 def to_t2(images: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The same, T2-like. What is above twice the brain's median, most of the CSF, is cut off there, as in scans."""
 
-    def levels(grey: float, white: float, csf: float) -> tuple[list[float], list[float]]:
+    def levels() -> list[float]:
         bright = rng.uniform(1.2, 1.6)  # grey matter over white matter
         water = rng.uniform(1.9, 3.0)
         mixed = bright + rng.uniform(0.1, 0.35) * (water - bright)
-        x = [0, csf, (csf + grey) / 2, grey, white, white * 1.25, 3]
-        return x, [rng.uniform(0.85, 1.0) * water, water, mixed, bright, 1.0, rng.uniform(0.8, 1.0), 0.8]
+        return [rng.uniform(0.85, 1.0) * water, water, mixed, bright, 1.0, rng.uniform(0.8, 1.0), 0.8]
 
     return _by_curve(images, brain, rng, levels)
 
 
-def _by_curve(images, brain, rng: np.random.Generator, levels: Callable) -> np.ndarray:
-    """T1 slices through a curve from grey value to grey value. levels: (grey, white, CSF) -> its (x, y)."""
+def _by_curve(images, brain, rng: np.random.Generator, levels: Callable[[], list[float]]) -> np.ndarray:
+    """T1 slices through a curve from grey value to grey value. levels: what becomes of nothing, of pure
+    CSF, CSF mixed with grey matter, grey matter, white matter, and of what is brighter still.
+    """
     v = np.asarray(images, np.float32) + 1  # 0..2, the brain's median is 1
     grey, white = tissue_levels(v[brain])
     if not 0 < grey < white < 2.4:
         raise ValueError("grey and white matter cannot be told apart in it")
     csf = grey * rng.uniform(0.42, 0.62)  # T1: where pure CSF ends
-    new = PchipInterpolator(*levels(grey, white, csf))(v)
+    new = PchipInterpolator([0, csf, (csf + grey) / 2, grey, white, white * 1.25, 3], levels())(v)
     new = new / np.median(new[brain])
     return np.where(brain, np.clip(new - 1, -1, 1), -1).astype(np.float32)
 
@@ -84,9 +77,11 @@ def recolour_folder(
 ) -> Manifest:
     """A prepared T1 folder of normal subjects -> a prepared FLAIR-like or T2-like one, same subjects and splits.
 
-    contrast: "flair" or "t2". Raises ScanError when `source` holds another contrast or is damaged, and when `out`
-    is not empty; then `out` is left as it was.
+    contrast: "flair" or "t2"; ValueError for another. Raises ScanError when `source` holds another contrast or is
+    damaged, and when `out` is not empty; then `out` is left as it was.
     """
+    if contrast not in RECOLOUR:
+        raise ValueError(f"no contrast {contrast!r} to turn T1 into: choose from {', '.join(RECOLOUR)}")
     manifest, out = Manifest.load(source), Path(out)
     if manifest.contrast != "t1":
         raise ScanError(
