@@ -16,6 +16,8 @@ OUT ?= results/demo
 # Two test processes at a time, one thread each: they would get in each other's way on two cores. Nothing is downloaded.
 TESTING := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 HF_HUB_OFFLINE=1
 WORKERS := -n 2 --dist loadfile
+# What kernels, browsers and tests leave behind would fill a disk within a few dozen runs: a folder that goes with the run.
+OWN_TMP = t=$$(mktemp -d) && trap 'rm -rf "$$t"' EXIT && TMPDIR=$$t
 
 .PHONY: help env demo test test-unit test-quick test-notebooks soak lab notebooks site lint restamp clean
 .DEFAULT_GOAL := help
@@ -37,13 +39,13 @@ test: $(STAMP)  ## unit tests, then every notebook is run and compared with its 
 	$(MAKE) test-notebooks
 
 test-unit: $(STAMP)  ## only the unit tests
-	MPLBACKEND=Agg $(TESTING) $(BIN)/python -m pytest tests $(WORKERS)
+	$(OWN_TMP) MPLBACKEND=Agg $(TESTING) $(BIN)/python -m pytest tests $(WORKERS)
 
 test-quick: $(STAMP)  ## the unit tests without those marked slow
-	MPLBACKEND=Agg $(TESTING) $(BIN)/python -m pytest tests -m "not slow" $(WORKERS)
+	$(OWN_TMP) MPLBACKEND=Agg $(TESTING) $(BIN)/python -m pytest tests -m "not slow" $(WORKERS)
 
 test-notebooks: $(STAMP)  ## only the notebooks
-	$(TESTING) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks $(WORKERS)
+	$(OWN_TMP) $(TESTING) $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks $(WORKERS)
 
 soak: $(STAMP)  ## many calls in one process, and kill -9 at random moments: half an hour (SOAK="--calls 24 --kills 4": fewer)
 	$(TESTING) $(BIN)/python -W ignore scripts/soak.py $(SOAK)

@@ -541,7 +541,8 @@ def deepbet(monkeypatch):
                 assert no_gpu
 
             def run(self, scan):
-                asked.append(scan)
+                # a copy: the scan's own array is worked in
+                asked.append(nib.Nifti1Image(np.array(scan.dataobj), scan.affine))
                 return None, nib.Nifti1Image(answer(scan).astype(np.uint8), scan.affine), 0.0
 
         monkeypatch.setitem(sys.modules, "deepbet", SimpleNamespace(BrainExtraction=BrainExtraction))

@@ -203,8 +203,14 @@ def check_intensities(path: Path, data: np.ndarray) -> None:
 
 
 def resample(data: np.ndarray, voxel: np.ndarray, shape: tuple[int, ...], order: int = 1) -> np.ndarray:
-    """data, float32 or bool, at the places that `voxel` (4, 4) maps the target's voxels to, float32; 0 outside."""
-    return ndimage.affine_transform(data, voxel[:3, :3], voxel[:3, 3], shape, np.float32, order=order)
+    """data, float32 or bool, at the places that `voxel` (4, 4) maps the target's voxels to, float32; 0 outside.
+
+    Of an order above 1, data is float32 and is overwritten: a copy of a scan of 0.5 mm is large.
+    """
+    if order > 1:
+        ndimage.spline_filter(data, order, output=data)
+    part = dict(order=order, prefilter=False)
+    return ndimage.affine_transform(data, voxel[:3, :3], voxel[:3, 3], shape, np.float32, **part)
 
 
 def load_mask(

@@ -146,11 +146,13 @@ def prepare_volume(
     corner = affine @ nib.affines.from_matvec(
         np.eye(3), [s.start for s in box]
     )  # the box's voxels -> scan mm
-    values = (data[box] - offset) / median
+    # mostly a view: a scan of 0.5 mm is large, and from here on nobody needs it as it was
+    values = np.require(data[box], requirements="W")
+    values -= offset
+    values /= median
     np.clip(values, 0, 2, out=values)
-    values[~mask[box]] = 0
+    values *= mask[box]
     shape = scan.shape
-    del scan, data  # of 0.5 mm they are large, and the spline needs as much again
     # cubic, because linear interpolation takes a third of the finest detail from a scan at the grid's own
     # resolution
     pixels = resample(
