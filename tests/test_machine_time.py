@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from nilearn import datasets
+from scipy import ndimage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.speed_training import Case  # noqa: E402
 from madad_lite.detection.finding import find_parts
 from madad_lite.scans import registration
-from madad_lite.scans.nifti import load_volume, return_to_scan
+from madad_lite.scans.nifti import load_volume, resample, return_to_scan
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.scans.registration import register_to_mni, template
 from madad_lite.training import loader
@@ -103,6 +104,16 @@ def test_memory_of_preparing_a_scan(ball, monkeypatch):
     brain = np.asarray(scan.dataobj) > 0
     register_to_mni(scan, brain)
     assert peak(lambda: register_to_mni(scan, brain)) < 7  # beside the scan, which is float32 and so 4
+
+
+def test_the_cubic_spline_needs_no_copy_in_double_precision():
+    data = np.random.default_rng(0).normal(size=(100, 100, 100)).astype(np.float32)
+    by_scipy = ndimage.affine_transform(data, 2 * np.eye(3), output_shape=(40, 40, 40), order=3)
+    tracemalloc.start()
+    ours = resample(data, np.diag([2, 2, 2, 1]), (40, 40, 40), 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < data.nbytes / 2 and np.abs(ours - by_scipy).max() < 1e-5
 
 
 def test_memory_of_the_way_back(ball):
