@@ -80,10 +80,15 @@ def tables(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def put(page: Path, text: str) -> None:
+    """Between the page's marks, in place of what is there."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    replace_file(page, f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}")
+
+
 def write_page(page: Path | None, rows: list[dict]) -> None:
-    """Put the tables between the page's marks; without a page print them."""
+    """Put the tables into a page; without a page print them."""
     if page is None:
         print(tables(rows))
-        return
-    before, _, rest = page.read_text().partition(BEGIN)
-    replace_file(page, f"{before}{BEGIN}\n\n{tables(rows)}\n{END}{rest.partition(END)[2]}")
+    else:
+        put(page, tables(rows))

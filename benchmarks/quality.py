@@ -138,6 +138,8 @@ def candidates(
         own["MAD-AD, not weighed by intensity"] = {
             "": mad_ad(changes=asdict(RECIPES["lite"].detection))
         }  # as on T1
+    if pipe.config.mask_floor:
+        own["MAD-AD, mask floor 0"] = {"": mad_ad(changes={"mask_floor": 0.0})}
     found = {
         n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()}
         for n, settings in own.items()

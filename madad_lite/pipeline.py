@@ -51,6 +51,7 @@ class MadAdPipeline(DiffusionPipeline):
         sigma: float = DetectionSettings.sigma,
         reference: str = DetectionSettings.reference,
         weighted: bool = DetectionSettings.weighted,
+        mask_floor: float = DetectionSettings.mask_floor,
         intensity_weight: float = DetectionSettings.intensity_weight,
         neighbour_sigma: float = DetectionSettings.neighbour_sigma,
     ) -> None:
@@ -195,7 +196,9 @@ class MadAdPipeline(DiffusionPipeline):
             a = scoring.mean_predicted_mask(result.mask_probability, size=size, **smooth)  # (N, 1, H, W)
         else:
             reference = x0 if settings.reference == "input" else reconstruction  # (N, 1, H, W)
-            weight = result.mask_probability.amax(0) if settings.weighted else None  # (N, 1, h, w)
+            floor = settings.mask_floor if settings.weighted else 1.0
+            certainty = result.mask_probability.amax(0)  # (N, 1, h, w)
+            weight = None if floor == 1 else floor + (1 - floor) * certainty  # (N, 1, h, w) in [floor, 1]
             clip = dict(gamma=settings.gamma, squared=settings.squared)
             a = scoring.image_difference(healed, reference, weight=weight, **clip, **smooth)  # (N, 1, H, W)
             a = weigh_by_intensity(a, x0, settings.intensity_weight, contrast=self.config.contrast)

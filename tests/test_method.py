@@ -112,7 +112,7 @@ NAN = float("nan")
         dict(eta=-0.1), dict(eta=1.1), dict(eta=NAN), dict(eta="a"), dict(eta=None), dict(eta=True),
         dict(mask_threshold=NAN), dict(mask_threshold=-1), dict(sigma=-1.0), dict(sigma=NAN), dict(sigma=float("inf")),
         dict(gamma=0.0), dict(gamma=-1), dict(gamma=NAN), dict(gamma=float("inf")), dict(gamma="0.2"),
-        dict(squared=1), dict(weighted="yes"), dict(reference="scan"), dict(intensity_weight=-1),
+        dict(squared=1), dict(weighted="yes"), dict(mask_floor=1.1), dict(reference="scan"), dict(intensity_weight=-1),
         dict(neighbour_sigma=NAN), dict(num_inference_steps=0), dict(num_inference_steps=1e3),
     ],
 )  # fmt: skip

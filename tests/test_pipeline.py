@@ -119,6 +119,19 @@ def test_scores_and_steps(pipe, slices):
         pipe(slices[0], score="pixel")
 
 
+def test_the_masks_floor_lies_between_weighted_and_not(pipe, slices):
+    def found(**changes):
+        parts = pipe.autoencoder, pipe.denoiser, pipe.scheduler
+        own = MadAdPipeline(*parts, reference="input", **changes)
+        return own(slices[0], brain=slices[1], eta=0.0, progress=False).anomaly_map
+
+    plain, full = found(), found(weighted=True)
+    assert not torch.allclose(plain, full)
+    assert torch.equal(found(weighted=True, mask_floor=1.0), plain)
+    assert torch.equal(found(mask_floor=0.3), plain)  # without the weight it says nothing
+    torch.testing.assert_close(found(weighted=True, mask_floor=0.3), 0.3 * plain + 0.7 * full)
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [

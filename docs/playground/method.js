@@ -64,8 +64,8 @@ export function anomalyMap(healed, reference, x0, brain, certainty, settings) {
   const gamma = settings.gamma ?? 2 ** p;  // without one the largest possible difference becomes 1
   let a = healed.map((x, i) => Math.min(Math.abs(x - reference[i]) ** p, gamma) / gamma);
   if (settings.weighted) {
-    const weight = enlarge(certainty, settings.latent[3], side);
-    a = a.map((x, i) => x * weight[i]);
+    const weight = enlarge(certainty, settings.latent[3], side), floor = settings.mask_floor;
+    a = a.map((x, i) => x * (floor + (1 - floor) * weight[i]));
   }
   if (settings.sigma > 0) a = smooth(a, side, settings.sigma);
   a = a.map((x, i) => (brain[i] ? Math.min(Math.max(x, 0), 1) : 0));
