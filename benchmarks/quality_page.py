@@ -35,7 +35,8 @@ Pooled max Dice on the test sets. **Bold**: the highest. ≈: not clearly anothe
 interval of the difference over subjects contains 0; of sets with less than six patients nothing is said.
 Settings and thresholds of every method are chosen on validation subjects (`splits.json`). "The baselines'
 budget": MAD-AD trained for as many steps as they were. "Not weighed by intensity": the weights of `flair`,
-scored as those of `t1` are (the recipe `lite`).
+scored as those of `t1` are (the recipe `lite`). "Mask floor 0": each difference multiplied by the predicted
+mask alone, see the card of `flair`.
 """
 
 
