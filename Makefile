@@ -14,7 +14,9 @@ BIN := $(VENV)/bin
 OUT ?= results/demo
 
 # Two test processes at a time, one thread each: they would get in each other's way on two cores. Nothing is downloaded.
-TESTING := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 HF_HUB_OFFLINE=1
+# Matplotlib's list of fonts is the environment's own: one that knows fonts of another makes it complain in notebooks.
+TESTING := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=1 HF_HUB_OFFLINE=1 \
+	MPLCONFIGDIR=$(abspath $(VENV))/matplotlib
 WORKERS := -n 2 --dist loadfile
 # What kernels, browsers and tests leave behind would fill a disk within a few dozen runs: a folder that goes with the run.
 OWN_TMP = t=$$(mktemp -d) && trap 'rm -rf "$$t"' EXIT && TMPDIR=$$t
