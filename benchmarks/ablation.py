@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from family import land, read_rows, thinned
-from family_page import mean, put
+from family_page import apart, mean, put
 from tqdm import tqdm
 
 from madad_lite.denoiser import Denoiser
@@ -108,6 +108,21 @@ def maps_of(settings: dict, network: Denoiser, encoder, s: LabelledSlices, grid:
     return pipe(s.image, **run, progress=False, reconstruct=False).anomaly_map
 
 
+def measured(maps: torch.Tensor, other: np.ndarray | None, s: LabelledSlices, n: int) -> dict:
+    """A row's numbers, as text. other: the maps of the row's base; None: it is the base."""
+    options = dict(brain=s.brain, n=n)
+    found = metrics.evaluate(maps, s.lesion, subjects=s.subjects, **options)
+    low, high = found["pooled_max_dice_interval"] or ("", "")
+    minus = ("", "")
+    if other is not None:
+        minus = metrics.difference_interval("pooled_max_dice", maps, other, s.lesion, s.subjects, **options)
+    row = dict(subjects=len(set(s.subjects)), slices=found["slices"], ap=found["ap"])
+    row |= dict(max_dice=found["pooled_max_dice"], max_dice_low=low, max_dice_high=high)
+    row |= {k: v["pooled_max_dice"] for k, v in found["by_size"].items() if k in COLUMNS}
+    row |= dict(minus_low=minus[0], minus_high=minus[1])
+    return {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
+
+
 def page(rows: list[dict]) -> str:
     """Markdown: a table for each test set, seeds side by side."""
     text = []
@@ -126,12 +141,9 @@ def page(rows: list[dict]) -> str:
             if not own:
                 continue
             name = base if not change else f"{base} {'+' if base == 'published' else '-'} {change}"
-            dice = [float(r["max_dice"]) for r in own]
-            apart = [(float(r["minus_low"]), float(r["minus_high"])) for r in own if r["minus_low"]]
-            better, worse = sum(low > 0 for low, _ in apart), sum(high < 0 for _, high in apart)
+            seeds = ", ".join(f"{float(r['max_dice']):.2f}" for r in own)
             sizes = " / ".join(mean(own, size) for size in ("small", "medium", "large"))
-            seeds, count = ", ".join(f"{d:.2f}" for d in dice), f"{better}, {worse} of {len(own)}"
-            text += [f"| {name} | {np.mean(dice):.3f} | {seeds} | {count if change else ''} | {sizes} |"]
+            text += [f"| {name} | {mean(own, 'max_dice')} | {seeds} | {apart(own)} | {sizes} |"]
         text += [""]
     return "\n".join(text)
 
@@ -169,21 +181,8 @@ def main(argv: list[str] | None = None) -> None:
                 folder = args.out / "maps" / f"{seed}-{args.steps}-{test}"
                 folder.mkdir(parents=True, exist_ok=True)
                 np.save(folder / f"{base}-{change}.npy", maps.numpy().astype(np.float16))
-                options = dict(brain=s.brain, subjects=s.subjects)
-                found = metrics.evaluate(maps, s.lesion, n=args.resamples, **options)
-                minus = ("", "")
-                if change:
-                    other = np.load(folder / f"{base}-.npy").astype(np.float32)
-                    minus = metrics.difference_interval(
-                        "pooled_max_dice", maps, other, s.lesion, s.subjects, brain=s.brain, n=args.resamples
-                    )
-                low, high = found["pooled_max_dice_interval"] or ("", "")
-                row = key | dict(subjects=len(set(s.subjects)), slices=found["slices"], ap=found["ap"])
-                row |= dict(max_dice=found["pooled_max_dice"], max_dice_low=low, max_dice_high=high)
-                row |= {k: v["pooled_max_dice"] for k, v in found["by_size"].items() if k in COLUMNS}
-                row |= dict(minus_low=minus[0], minus_high=minus[1])
-                row = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()}
-                land(args.rows, done + [row], COLUMNS)
+                other = np.load(folder / f"{base}-.npy").astype(np.float32) if change else None
+                land(args.rows, [*done, key | measured(maps, other, s, args.resamples)], COLUMNS)
     print(page(read_rows(args.rows)))
 
 

@@ -23,9 +23,7 @@ class DetectionSettings:
     reference: str = "reconstruction"  # what the healed slice is compared with; "input": the scan itself
     # ours, not the paper's, see extensions/
     weighted: bool = False  # differences count as much as the network took the cell for noise
-    mask_floor: float = (
-        0.0  # weighted: but this share of a difference counts everywhere; 1: as if not weighted
-    )
+    mask_floor: float = 0.0  # weighted: the share of a difference that counts all the same; 1: all of it
     intensity_weight: float = 0.0  # voxels as bright, on T1 as dark, as lesions mostly are count more
     neighbour_sigma: float = 0.0  # mm over which neighbouring slices decide together; 0: each alone
 
