@@ -163,7 +163,7 @@ def train(args):
 def compare(args):
     from madad_lite.cli_family import compare
 
-    compare(args, settings)
+    compare(args)
 
 
 @command(

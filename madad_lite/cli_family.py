@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from madad_lite.arguments import chosen
+from madad_lite.arguments import chosen, settings
 from madad_lite.detection.other_methods import detect_by
 from madad_lite.errors import Refused
 from madad_lite.evaluation import race
+from madad_lite.evaluation.compare import note_differences
 from madad_lite.evaluation.metrics import table
 from madad_lite.family.postprocess import Postprocessing
 from madad_lite.family.registry import method_class
@@ -23,6 +23,8 @@ def train(args, changes: dict) -> None:
     """The stages of MAD-AD, or another method of the family."""
     if args.start and (args.stage != "denoiser" or args.autoencoder):
         raise Refused("--start is for the denoiser, and brings the autoencoder: leave --autoencoder out")
+    if args.start and (fixed := changes.keys() & {"size", "dropout"}):
+        raise Refused(f"--start brings the network as it is: leave --set {' and '.join(sorted(fixed))} out")
     if args.stage not in ("autoencoder", "denoiser"):
         return _train_method(args, changes)
     recipe = getattr(RECIPES[args.recipe], args.stage)
@@ -33,9 +35,10 @@ def train(args, changes: dict) -> None:
         autoencoder = args.autoencoder
         if args.start:
             start = MadAdPipeline.from_pretrained(args.start)
-            contrast = Manifest.load(args.data[0]).contrast
-            if contrast != start.config.contrast:
-                print(f"--start {args.start}: knows {start.config.contrast}, and learns {contrast} now")
+            note_differences(f"--start {args.start}", start.config.contrast, start.config.grid, args.data)
+            known, normalise = start.config.normalise, Manifest.load(args.data[0]).normalise
+            if normalise != known:
+                print(f"--start {args.start}: knows --normalise {known}, and learns {normalise} now")
             autoencoder, options["model"] = start.autoencoder, start.denoiser
         elif autoencoder is None:
             raise Refused("the denoiser needs a trained autoencoder: --autoencoder RUN/best")
@@ -53,7 +56,7 @@ def _train_method(args, changes: dict) -> None:
     print(f"{kind.title}: {written}")
 
 
-def compare(args, settings: Callable[[list[str]], dict]) -> None:
+def compare(args) -> None:
     names = [name.strip() for name in args.methods.split(",")]
     results = race.compare(
         args.data,

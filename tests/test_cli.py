@@ -86,7 +86,7 @@ def test_unusable_requests_are_refused_in_one_line(tmp_path, capsys):
         assert said.startswith(f"madad {words[0]}: ") and "\n" not in said
 
 
-def test_simulate_prepare_train_assemble_evaluate(tmp_path, capsys):
+def test_simulate_prepare_train_assemble_evaluate(tmp_path, capsys, caplog):
     """The main job as a user types it, as small as it can be."""
     cohort, data = tmp_path / "cohort", tmp_path / "data"
     assert main(["phantom", "--out", str(cohort), "--normal", "3", "--patients", "2", "--spacing", "4"]) == 0
@@ -115,8 +115,21 @@ def test_simulate_prepare_train_assemble_evaluate(tmp_path, capsys):
     assert max((a - weights[1][k]).abs().max() for k, a in weights[0].items()) < 0.02  # two steps away
     assert main([*further, "--autoencoder", best]) == 2  # two autoencoders
     capsys.readouterr()
+    assert main([*further, "size=S", "dropout=0.1"]) == 2  # the network is that of --start
+    assert "leave --set dropout and size out" in capsys.readouterr().err
+    index = Path(model) / "model_index.json"
+    text = index.read_text()
+    index.write_text(text.replace('"median"', '"tissue"'))
+    caplog.clear()
+    assert main([*further[:3], str(tmp_path / "tissue"), "--start", model, *brief, "variants=1"]) == 0
+    assert "knows --normalise tissue, and learns median now" in capsys.readouterr().out
+    assert not caplog.messages  # same contrast, same grid
+    index.write_text(text)
     assert main([*further[:3], str(tmp_path / "other"), "--start", "flair", *brief, "variants=1"]) == 0
-    assert "--start flair: knows flair, and learns t1 now" in capsys.readouterr().out
+    assert (
+        "holds T1 of 48 pixels of 4 mm, and --start flair learnt from FLAIR of 96 pixels of 2 mm"
+        in caplog.text
+    )
     results = tmp_path / "results.json"
     capsys.readouterr()
     assert (
