@@ -285,7 +285,7 @@ shown = torch.cat([maps[name][[k]] for name in pair.values()])
 plotting.slice_grid(x0[[k, k]], list(pair), 2, overlay=shown)
 
 # %% [markdown]
-# The recipe of the shipped weights, `lite`, takes a third way: the scan as in the paper, with its fine detail, but every difference *weighted* by how sure the network was that
+# The recipe of the `t1` weights, `lite`, takes a third way: the scan as in the paper, with its fine detail, but every difference *weighted* by how sure the network was that
 # there was something to heal. That is this repository's addition.
 #
 # All five variants on all slices. (A handful of simulated patients, and pooled numbers that know the best threshold: read the picture for how

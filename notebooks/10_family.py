@@ -486,10 +486,10 @@ print("                               {at_threshold} at that of validation".form
 # - **One seed would have told another story.** With the first seed MAD-AD is the best on the simulated patients, with the two others
 #   DeCo-Diff; the same MAD-AD finds 0.30 or 0.21. Over the three seeds DeCo-Diff is the best network on both sets, and clearly so in
 #   two of three races in the heads.
-# - **This repository's changes help** in the IXI heads, all together (lesion-like regions, more samples of pure noise, lower mask
-#   threshold, weighted score): MAD-AD as published is clearly behind with every seed. On the simulated
+# - **This repository's changes help** in the IXI heads, all together (lesion-like regions, more samples of pure noise, a smaller
+#   weight of the mask loss, eta, lower mask threshold, weighted score): MAD-AD as published is clearly behind with every seed. On the simulated
 #   patients nothing is shown. Which of them does it, [another table](../benchmarks/ABLATION.md) asks.
-# - **Methods that must draw what they have hidden** (boxes, noise on all) are clearly behind MAD-AD with every seed, most likely
+# - **Methods that must draw what they have hidden** (pDDPM, mDDPM, MAEDiff, cDDPM, AnoDDPM) are clearly behind MAD-AD with every seed, most likely
 #   because they cannot draw a brain yet after 3,200 samples. This is a table of beginnings. Who would be ahead after a hundred times
 #   as many it cannot say; the shipped weights, larger and trained longer, reach 0.75 and 0.83 on all slices of the patients of these
 #   two sets ([results](../docs/results.md)), where intensity, smoothed otherwise, has 0.33 and 0.65.
