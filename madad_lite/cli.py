@@ -272,21 +272,28 @@ def evaluate(args):
     arg("--test", nargs="+", type=path, required=True, help="prepared patients; S2: a folder a contrast"),
     OUT,
     RECIPE,
-    changes("PART.NAME=VALUE", "such as denoiser.size=XS; parts: autoencoder, denoiser, detection"),
+    arg(
+        "--methods",
+        default="",
+        help="of the family, with commas between, or all: trained and tested beside it",
+    ),
+    changes("PART.NAME=VALUE", "such as denoiser.size=XS; parts: autoencoder, denoiser, detection, family"),
     SEED,
 )
 def reproduce(args):
-    from madad_lite.evaluation.reproduce import reproduce, summary
+    from madad_lite.evaluation.reproduce import OTHERS, reproduce, summary
 
     different: dict[str, dict] = {}
     for name, value in settings(args.set).items():
         part, dot, key = name.partition(".")
         if not dot:
             raise Refused(
-                f"--set wants denoiser.NAME=VALUE, or autoencoder or detection in its place, not {name!r}"
+                f"--set wants denoiser.NAME=VALUE, or autoencoder, detection or family in its place, not {name!r}"
             )
         different.setdefault(part, {})[key] = value
     options = chosen(args, "train test out recipe seed")
+    named = [name.strip() for name in args.methods.split(",") if name.strip()]
+    options["methods"] = OTHERS if named == ["all"] else named
     print(summary(reproduce(args.setting, changes=different, **options)))
     print(f"all numbers: {Path(args.out) / 'metrics.json'}")
 

@@ -11,7 +11,7 @@ from madad_lite.evaluation import race
 from madad_lite.evaluation.compare import note_differences
 from madad_lite.evaluation.metrics import table
 from madad_lite.family.postprocess import Postprocessing
-from madad_lite.family.registry import method_class
+from madad_lite.family.registry import method_class, recipe_settings
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.slices.manifest import Manifest
 from madad_lite.training.autoencoder import train_autoencoder
@@ -48,9 +48,7 @@ def train(args, changes: dict) -> None:
 
 def _train_method(args, changes: dict) -> None:
     kind = method_class(args.stage)
-    if args.recipe == "authors" or (args.recipe == "paper" and kind.paper is None):
-        raise Refused(f"{args.stage}: has no recipe {args.recipe!r}")
-    recipe = configured(kind.Config(), **(kind.paper if args.recipe == "paper" else {}))
+    recipe = configured(kind.Config(), **recipe_settings(args.stage, args.recipe))
     options = dict(autoencoder=args.autoencoder, resume=args.resume)
     written = kind.train(args.data, args.out, configured(recipe, **changes), **options)
     print(f"{kind.title}: {written}")

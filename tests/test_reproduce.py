@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from madad_lite.cli import main
+from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices, Split, load_split
+from madad_lite.evaluation.race import maps_of
+from madad_lite.evaluation.reproduce import OTHERS, check_methods
+from madad_lite.family.frame import load
+from madad_lite.family.postprocess import Postprocessing
+from madad_lite.family.registry import FAMILY, method_class, recipe_settings
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.simulation.cohort import write_cohort
 from madad_lite.training.settings import RECIPES
@@ -99,6 +105,34 @@ def test_s1_by_one_command(folders, tmp_path, capsys):
     assert json.loads((tmp_path / "metrics.json").read_text()) == report
 
 
+def test_other_methods_of_the_family_beside_it(folders, tmp_path, capsys):
+    words = ["S2", "--test", str(folders["flair"]), "--out", str(tmp_path), "--methods", "dae, thor"]
+    small = ["family.steps=2", "family.batch_size=2", "family.size=tiny", "family.variants=1"]
+    assert main(["reproduce", *words, "--set", *BRIEF, *small]) == 0
+    methods = json.loads((tmp_path / "metrics.json").read_text())["results"]["flair"]
+    assert list(methods) == ["MAD-AD", "intensity", "reconstruction", "DAE", "THOR"]
+    assert len({m["test"]["slices"] for m in methods.values()}) == 1  # the largest lesion of each patient
+    assert "| flair | THOR |" in capsys.readouterr().out
+    family = tmp_path / "flair" / "family"
+    assert {p.name for p in family.iterdir()} == {"dae", "anoddpm"}  # THOR's network is AnoDDPM's
+    method = load(family / "anoddpm", name="thor")
+    encoder = MadAdPipeline.from_pretrained(tmp_path / "flair" / "pipeline").autoencoder
+    assert all(torch.equal(a, b) for a, b in zip(method.autoencoder.parameters(), encoder.parameters()))
+    found = [
+        maps_of(method, s, Postprocessing(sigma=1.0)) for s in Split(folders["flair"], "test", largest=True)
+    ]
+    truth = LabelledSlices.joined(Split(folders["flair"], "test", largest=True))
+    best, _ = metrics.pooled_max_dice(torch.cat(found), truth.lesion, truth.brain)
+    assert methods["THOR"]["test"]["pooled_max_dice"] == pytest.approx(best, abs=2e-3)  # counted in bins
+
+
+def test_of_the_family_what_has_a_recipe_and_no_row_yet():
+    assert OTHERS == [n for n in FAMILY if method_class(n).paper and not n.startswith("mad_ad")]
+    for name in OTHERS:
+        check_methods([name], "paper", {"seed": 0})
+    assert recipe_settings("dae", "lite") == {} and recipe_settings("dae", "paper")["steps"] == 67_200
+
+
 def test_s2_by_one_command(folders, tmp_path, capsys):
     words = ["reproduce", "S2", "--test", str(folders["flair"]), str(folders["t1"]), "--out", str(tmp_path)]
     assert main([*words, "--recipe", "authors", "--set", *BRIEF]) == 0
@@ -134,6 +168,12 @@ def test_wrong_requests_are_refused_before_any_training(folders, tmp_path, capsy
         (["S2", "--test", flair, "--set", "steps=5"], "denoiser.NAME"),
         (["S2", "--test", flair, "--set", "decoder.steps=5"], "decoder"),
         (["S2", "--test", flair, "--set", "denoiser.stepz=5"], "stepz"),
+        (["S2", "--test", flair, "--methods", "dea"], "no such method: 'dea'"),
+        (["S2", "--test", flair, "--methods", "intensity"], "among the rows already"),
+        (["S2", "--test", flair, "--methods", "dae", "--recipe", "authors"], "has no recipe 'authors'"),
+        (["S2", "--test", flair, "--methods", "dae", "--set", "family.steps=0"], "steps=0"),
+        (["S2", "--test", flair, "--methods", "dae", "--set", "family.stepz=5"], "stepz"),
+        (["S2", "--test", flair, "--set", "family.steps=5"], "no method"),
     ):
         assert main(["reproduce", *words, "--out", str(tmp_path / "out")]) == 2
         message = capsys.readouterr().err.strip()

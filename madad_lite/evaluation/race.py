@@ -15,7 +15,7 @@ from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices, evaluate_methods, load_split, note_differences
 from madad_lite.family.frame import FILE, Method, as_autoencoder, load
 from madad_lite.family.postprocess import Postprocessing
-from madad_lite.family.registry import FAMILY, method_class
+from madad_lite.family.registry import FAMILY, method_class, recipe_settings
 from madad_lite.files import check_json_output, replace_file, write_json
 from madad_lite.plotting import slice_grid
 from madad_lite.slices.folder import Manifest
@@ -31,22 +31,31 @@ def own(kind: type[Method], settings: dict) -> dict:
 
 
 def trained(
-    name: str, data, out: Path, *, autoencoder=None, settings: dict | None = None, progress: bool = True
+    name: str,
+    data,
+    out: Path,
+    *,
+    autoencoder=None,
+    settings: dict | None = None,
+    recipe: str = "lite",
+    progress: bool = True,
 ) -> Method:
-    """A method by its name, trained in out/NAME, or in the folder of the method whose networks serve it; what is
-    there already is not trained again, what was interrupted goes on.
+    """A method by its name, trained in out/NAME, or in the folder of the method whose networks serve it, by a recipe,
+    of which those of the settings differ that the method has; what is there already is not trained again, what was
+    interrupted goes on.
     """
     kind = method_class(name)
     source = kind.trained_as or name
     of = method_class(source)
-    config = configured(of.Config(), **own(of, settings or {}))
+    config = configured(of.Config(), **recipe_settings(source, recipe) | own(of, settings or {}))
     needs = autoencoder if of.latent or of.encoder else None
     folder = of.train(data, out / source, config, autoencoder=needs, resume=True, progress=progress)
     return load(folder, name=name)
 
 
 def maps_of(method: Method, s: LabelledSlices, after: Postprocessing, seed: int = 0, batch_size: int = 32):
-    """The finished maps of labelled slices, (N, 1, H, W)."""
+    """The finished maps of labelled slices, (N, 1, H, W); computed on the GPU if there is one."""
+    method.to("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(seed)
     maps = method(s.image, s.brain, s.scans, generator, batch_size=batch_size)
     return after(maps, s.image, s.brain, s.scans, contrast=method.contrast)

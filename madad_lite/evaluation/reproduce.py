@@ -3,6 +3,8 @@
 S1  train on healthy T1 scans (IXI), test on stroke patients (ATLAS 2.0).
 S2  train on the lesion-free slices of tumour patients (BraTS'21), test on the slice of each patient with the
     largest lesion; once for each contrast, and the mean over them.
+
+Methods of the family can be trained and tested beside MAD-AD, each at the full size of its own paper.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from madad_lite.errors import Refused
+from madad_lite.evaluation import race
 from madad_lite.evaluation.compare import Split, evaluate_scans, methods_of
+from madad_lite.evaluation.race import maps_of, trained
+from madad_lite.family.postprocess import Postprocessing
+from madad_lite.family.registry import FAMILY, method_class, recipe_settings
 from madad_lite.files import check_json_output, save_model, write_json
 from madad_lite.slices.folder import Manifest
 from madad_lite.training.assemble import load_parts
@@ -25,6 +32,9 @@ from madad_lite.training.run_folder import refuse_others
 from madad_lite.training.settings import RECIPES, configured
 
 # Max Dice of MAD-AD in the paper, %. The S1 average is pooled over all images; see notebook 08.
+OTHERS = [
+    n for n in FAMILY if n not in ("intensity", "reconstruction", "untrained", "mad_ad", "mad_ad_paper")
+]
 PAPER = {"S1": {"t1": 51.6}, "S2": {"flair": 76.2, "t1ce": 68.5, "t2": 73.2, "t1": 63.4, "mean": 70.3}}
 
 
@@ -35,6 +45,7 @@ def train_and_test(
     *,
     recipe: str = "lite",
     changes: dict[str, dict] | None = None,
+    methods: Sequence[str] = (),
     only_largest: bool = False,
     seed: int = 0,
     progress: bool = True,
@@ -42,13 +53,17 @@ def train_and_test(
     """Both trainings of a recipe on `train`, then MAD-AD and the plain baselines on `test`, thresholds from
     its val split.
 
-    changes: {"autoencoder": {...}, "denoiser": {...}, "detection": {...}}. A training that was interrupted is
-    resumed. Writes the weights to out/pipeline; returns the methods' results as `compare.evaluate_scans` does.
-    ValueError before any training where something is missing.
+    changes: {"autoencoder": {...}, "denoiser": {...}, "detection": {...}, "family": {...}}; the last one's go to those
+    methods that have such a setting. methods: of the family, trained beside it by the same recipe, that is at the size
+    of their own papers; their maps are smoothed as MAD-AD's are. A training that was interrupted is resumed. Writes the
+    weights to out/pipeline, those of methods to out/family; returns the methods' results as `compare.evaluate_scans`
+    does. ValueError before any training where something is missing.
     """
     named, changes, out = RECIPES[recipe], changes or {}, Path(out)
-    if unknown := changes.keys() - {"autoencoder", "denoiser", "detection"}:
+    if unknown := changes.keys() - {"autoencoder", "denoiser", "detection", "family"}:
         raise ValueError(f"no such part of a recipe: {', '.join(sorted(unknown))}")
+    family = {"seed": seed} | changes.get("family", {})
+    check_methods(methods, recipe, family)
     parts = {
         k: configured(getattr(named, k), **changes.get(k, {}))
         for k in ("autoencoder", "denoiser", "detection")
@@ -76,11 +91,33 @@ def train_and_test(
         **asdict(parts["detection"]),
     )
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    methods = partial(methods_of, pipe, seed=seed, alone=only_largest)
-    results = evaluate_scans(methods, splits, seed=seed, progress=progress)
+    own = dict(autoencoder=encoder, settings=family, recipe=recipe, progress=progress)
+    others = [trained(name, train, out / "family", **own) for name in methods]
+    after = Postprocessing(sigma=parts["detection"].sigma)
+
+    def of_split() -> dict:
+        by_name = {m.title: partial(maps_of, m, after=after, seed=seed) for m in others}
+        return methods_of(pipe, seed=seed, alone=only_largest) | by_name
+
+    results = evaluate_scans(of_split, splits, seed=seed, progress=progress)
     pipe.register_to_config(decision_threshold=results["MAD-AD"]["threshold"])
     save_model(pipe, out / "pipeline")
     return results
+
+
+def check_methods(methods: Sequence[str], recipe: str, settings: dict) -> None:
+    """Refused: what cannot be trained beside MAD-AD by this recipe, or a setting that none of them has."""
+    kinds = {name: method_class(name) for name in methods}
+    for name, kind in kinds.items():
+        if name not in OTHERS:
+            raise Refused(
+                f"{name}: is among the rows already, or needs no training; choose from {', '.join(OTHERS)}"
+            )
+        configured(kind.Config(), **recipe_settings(name, recipe) | race.own(kind, settings))
+    if unknown := {k for k in settings if not any(race.own(kind, {k: 0}) for kind in kinds.values())} - {
+        "seed"
+    }:
+        raise Refused(f"no such setting of {', '.join(kinds) or 'no method'}: {', '.join(sorted(unknown))}")
 
 
 def reproduce(
@@ -108,7 +145,7 @@ def reproduce(
     out = Path(out)
     refuse_others(out, {*contrasts, "metrics.json"})
     for contrast in contrasts:
-        refuse_others(out / contrast, {"autoencoder", "denoiser", "pipeline"})
+        refuse_others(out / contrast, {"autoencoder", "denoiser", "pipeline", "family"})
     check_json_output(out / "metrics.json", "results")
     results = {}
     for contrast, folder in zip(contrasts, test):

@@ -36,3 +36,11 @@ def method_class(name: str) -> type:
         raise Refused(f"no such method: {name!r}; choose from {', '.join(FAMILY)}")
     module, kind = FAMILY[name]
     return getattr(import_module(f"madad_lite.family.{module}"), kind)
+
+
+def recipe_settings(name: str, recipe: str) -> dict:
+    """What a recipe, "lite" or "paper", sets in a method's own settings. Refused: the method has no such recipe."""
+    paper = method_class(name).paper
+    if recipe == "authors" or (recipe == "paper" and paper is None):
+        raise Refused(f"{name}: has no recipe {recipe!r}")
+    return paper if recipe == "paper" else {}
