@@ -8,7 +8,7 @@ while its best weights so far score the lesions of --test's validation subjects 
 the post-processing is the best of family.py's few, the same choice for all at every point. Seconds are those of the
 training's process (user and system), its start and the encoding of its latents with it; the autoencoder is there
 already. Rows land in time_to_quality.csv beside this file; what is there is not measured again, and a training goes on
-from its last checkpoint. A picture of it: --picture docs/time_to_quality.png.
+from its last checkpoint. A picture of it: --picture docs/time_to_quality.png; the table: --page benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import psutil
 import torch
 from family import AFTER, THROUGH, land, read_rows
+from family_page import put
 from quality import validation_patients
 
 from madad_lite.evaluation import metrics
@@ -118,15 +119,43 @@ def follow(name: str, args, encoder, s: LabelledSlices) -> None:
         raise SystemExit(f"{' '.join(command)} ended with {child.returncode}")
 
 
+def page(rows: list[dict]) -> str:
+    """Markdown: a row for each point, a column for each training."""
+    runs = list(dict.fromkeys((r["data"], r["method"]) for r in rows))
+    at = {(r["data"], r["method"], int(r["step"])): r for r in rows}
+    text = ["| steps | " + " | ".join(f"{method_class(name).title}, {data}" for data, name in runs) + " |"]
+    text += ["|---" * (len(runs) + 1) + "|"]
+    for step in sorted({step for *_, step in at}):
+        cells = [f"{step:,}"]
+        for run in runs:
+            r = {
+                k: float(v)
+                for k, v in at.get((*run, step), {}).items()
+                if k in ("seconds", "max_dice", "small")
+            }
+            cells += [
+                "{max_dice:.3f} ({small:.2f}), {0:.0f} min".format(r["seconds"] / 60, **r) if r else "-"
+            ]
+        text += ["| " + " | ".join(cells) + " |"]
+    return "\n".join([*text, ""])
+
+
 def picture(rows: list[dict], path: Path) -> None:
-    """Dice over minutes, a line for each method."""
-    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    for name in dict.fromkeys(r["method"] for r in rows):
-        points = sorted((float(r["seconds"]) / 60, float(r["max_dice"])) for r in rows if r["method"] == name)
-        axes.plot(*zip(*points), "o-", label=method_class(name).title)
-    axes.axhline(WANTED, color="0.6", ls=":")
-    axes.set(xlabel="minutes of one core", ylabel="max Dice, pooled, validation", ylim=(0, 1))
-    axes.legend(loc="lower right")
+    """Dice over minutes, a panel for each set of data, a line for each method."""
+    data = list(dict.fromkeys(r["data"] for r in rows))
+    size = (1 + 4.5 * len(data), 3.8)
+    figure, panels = plt.subplots(
+        1, len(data), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, of in zip(panels[0], data):
+        here = [r for r in rows if r["data"] == of]
+        for name in dict.fromkeys(r["method"] for r in here):
+            points = [(float(r["seconds"]) / 60, float(r["max_dice"])) for r in here if r["method"] == name]
+            axes.plot(*zip(*sorted(points)), "o-", label=method_class(name).title)
+        axes.axhline(WANTED, color="0.6", ls=":")
+        axes.set(title=f"trained on {of}", xlabel="minutes of one core", ylim=(0, 1))
+        axes.legend(loc="lower right")
+    panels[0, 0].set_ylabel("max Dice, pooled, validation")
     replace_file(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
@@ -141,9 +170,12 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--out", type=Path, help="folder of the trainings")
     p.add_argument("--rows", type=Path, default=TABLE)
     p.add_argument("--picture", type=Path, help="a file that gets the picture; nothing else is done")
+    p.add_argument("--page", type=Path, help="a page that gets the table; nothing else is done")
     args = p.parse_args(argv)
     if args.picture:
         return picture(read_rows(args.rows), args.picture)
+    if args.page:
+        return put(args.page, page(read_rows(args.rows)))
     if not (args.data and args.test and args.autoencoder and args.out):
         p.error("--data, --test, --autoencoder and --out are needed")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training ends too

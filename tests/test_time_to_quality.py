@@ -54,6 +54,9 @@ def test_a_training_is_measured_as_it_goes(prepared_cohort, tmp_path, monkeypatc
     assert rows_of(rows) == [row] and seen == [True]
     benchmark.main(["--rows", str(rows), "--picture", str(tmp_path / "picture.png")])
     assert (tmp_path / "picture.png").stat().st_size > 1000
+    (tmp_path / "page.md").write_text("Before.\n\n<!-- begin: tables -->\n<!-- end: tables -->\n")
+    benchmark.main(["--rows", str(rows), "--page", str(tmp_path / "page.md")])
+    assert "\n| 5 | 0.500 (0.10), 0 min |\n" in (tmp_path / "page.md").read_text()
     with pytest.raises(SystemExit):
         benchmark.main(["--out", str(tmp_path)])
 
@@ -63,10 +66,9 @@ def test_the_table_has_each_point_once():
     assert tuple(rows[0]) == benchmark.COLUMNS
     keys = [(r["data"], r["method"], int(r["step"])) for r in rows]
     assert len(set(keys)) == len(keys)
-    for name in {r["method"] for r in rows}:
-        seconds = [
-            float(r["seconds"]) for r in sorted(rows, key=lambda r: int(r["step"])) if r["method"] == name
-        ]
+    for one in {(r["data"], r["method"]) for r in rows}:
+        of_one = [r for r in rows if (r["data"], r["method"]) == one]
+        seconds = [float(r["seconds"]) for r in sorted(of_one, key=lambda r: int(r["step"]))]
         assert seconds == sorted(seconds)
 
 
