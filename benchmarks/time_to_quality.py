@@ -154,7 +154,7 @@ def picture(rows: list[dict], path: Path) -> None:
             axes.plot(*zip(*sorted(points)), "o-", label=method_class(name).title)
         axes.axhline(WANTED, color="0.6", ls=":")
         axes.set(title=f"trained on {of}", xlabel="minutes of one core", ylim=(0, 1))
-        axes.legend(loc="lower right")
+        axes.legend(loc="center right")
     panels[0, 0].set_ylabel("max Dice, pooled, validation")
     replace_file(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
