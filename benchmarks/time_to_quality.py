@@ -128,14 +128,9 @@ def page(rows: list[dict]) -> str:
     for step in sorted({step for *_, step in at}):
         cells = [f"{step:,}"]
         for run in runs:
-            r = {
-                k: float(v)
-                for k, v in at.get((*run, step), {}).items()
-                if k in ("seconds", "max_dice", "small")
-            }
-            cells += [
-                "{max_dice:.3f} ({small:.2f}), {0:.0f} min".format(r["seconds"] / 60, **r) if r else "-"
-            ]
+            r = at.get((*run, step), {})
+            dice, small, seconds = (float(r.get(k, "nan")) for k in ("max_dice", "small", "seconds"))
+            cells += [f"{dice:.3f} ({small:.2f}), {seconds / 60:.0f} min" if r else "-"]
         text += ["| " + " | ".join(cells) + " |"]
     return "\n".join([*text, ""])
 

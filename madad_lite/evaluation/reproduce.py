@@ -4,7 +4,7 @@ S1  train on healthy T1 scans (IXI), test on stroke patients (ATLAS 2.0).
 S2  train on the lesion-free slices of tumour patients (BraTS'21), test on the slice of each patient with the
     largest lesion; once for each contrast, and the mean over them.
 
-Methods of the family can be trained and tested beside MAD-AD, each at the full size of its own paper.
+Methods of the family can be trained and tested beside MAD-AD; by the recipe "paper" each at its own paper's size.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def train_and_test(
     its val split.
 
     changes: {"autoencoder": {...}, "denoiser": {...}, "detection": {...}, "family": {...}}; the last one's go to those
-    methods that have such a setting. methods: of the family, trained beside it by the same recipe, that is at the size
-    of their own papers; their maps are smoothed as MAD-AD's are. A training that was interrupted is resumed. Writes the
+    methods that have such a setting. methods: of the family, trained beside it by a recipe of the same name; their
+    maps are smoothed as MAD-AD's are. A training that was interrupted is resumed. Writes the
     weights to out/pipeline, those of methods to out/family; returns the methods' results as `compare.evaluate_scans`
     does. ValueError before any training where something is missing.
     """
