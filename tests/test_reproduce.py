@@ -12,8 +12,8 @@ import torch
 from madad_lite.cli import main
 from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices, Split, load_split
-from madad_lite.evaluation.race import maps_of
-from madad_lite.evaluation.reproduce import OTHERS, check_methods
+from madad_lite.evaluation.race import check_settings, maps_of
+from madad_lite.evaluation.reproduce import OTHERS
 from madad_lite.family.frame import load
 from madad_lite.family.postprocess import Postprocessing
 from madad_lite.family.registry import FAMILY, method_class, recipe_settings
@@ -129,7 +129,7 @@ def test_other_methods_of_the_family_beside_it(folders, tmp_path, capsys):
 def test_of_the_family_what_has_a_recipe_and_no_row_yet():
     assert OTHERS == [n for n in FAMILY if method_class(n).paper and not n.startswith("mad_ad")]
     for name in OTHERS:
-        check_methods([name], "paper", {"seed": 0})
+        check_settings([name], {"seed": 0}, "paper")
     assert recipe_settings("dae", "lite") == {} and recipe_settings("dae", "paper")["steps"] == 67_200
 
 

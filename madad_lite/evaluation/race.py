@@ -30,6 +30,15 @@ def own(kind: type[Method], settings: dict) -> dict:
     return {k: v for k, v in settings.items() if k in {f.name for f in fields(kind.Config)}}
 
 
+def check_settings(methods: Sequence[str], settings: dict, recipe: str = "lite") -> None:
+    """Refused: a setting that a method, by a recipe, does not allow, or that none of them has; an unknown method."""
+    kinds = {name: method_class(name) for name in methods}
+    for name, kind in kinds.items():
+        configured(kind.Config(), **recipe_settings(name, recipe) | own(kind, settings))
+    if unknown := sorted(k for k in settings if not any(own(kind, {k: 0}) for kind in kinds.values())):
+        raise Refused(f"no such setting of {', '.join(kinds) or 'no method'}: {', '.join(unknown)}")
+
+
 def trained(
     name: str,
     data,
@@ -89,11 +98,8 @@ def compare(
         raise Refused("name one method or more, each once")
     folders = {name: Path(name) for name in methods if name not in FAMILY and (Path(name) / FILE).is_file()}
     kinds = {name: method_class(name) for name in methods if name not in folders}
-    for kind in kinds.values():
-        configured(kind.Config(), **own(kind, settings))
-    if unknown := sorted(k for k in settings if not any(own(kind, {k: 0}) for kind in kinds.values())):
-        if kinds and unknown != ["seed"]:
-            raise Refused(f"no such setting of {', '.join(kinds)}: {', '.join(unknown)}")
+    if kinds:
+        check_settings(list(kinds), settings)
     check_json_output(out / NUMBERS, "methods")
     if not (out / NUMBERS).exists() and (others := [f for f in (TABLE, PICTURE) if (out / f).exists()]):
         raise Refused(f"{out / others[0]}: exists and is not an earlier result; choose another folder")

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 from madad_lite.errors import Refused
-from madad_lite.evaluation import race
 from madad_lite.evaluation.compare import Split, evaluate_scans, methods_of
-from madad_lite.evaluation.race import maps_of, trained
+from madad_lite.evaluation.race import check_settings, maps_of, trained
 from madad_lite.family.postprocess import Postprocessing
-from madad_lite.family.registry import FAMILY, method_class, recipe_settings
+from madad_lite.family.registry import FAMILY
 from madad_lite.files import check_json_output, save_model, write_json
 from madad_lite.slices.folder import Manifest
 from madad_lite.training.assemble import load_parts
@@ -55,15 +54,19 @@ def train_and_test(
 
     changes: {"autoencoder": {...}, "denoiser": {...}, "detection": {...}, "family": {...}}; the last one's go to those
     methods that have such a setting. methods: of the family, trained beside it by a recipe of the same name; their
-    maps are smoothed as MAD-AD's are. A training that was interrupted is resumed. Writes the
-    weights to out/pipeline, those of methods to out/family; returns the methods' results as `compare.evaluate_scans`
-    does. ValueError before any training where something is missing.
+    maps are smoothed as MAD-AD's are. A training that was interrupted is resumed. Writes the weights to out/pipeline,
+    those of `methods` to out/family; returns the results as `compare.evaluate_scans` does. ValueError before any
+    training where something is missing.
     """
     named, changes, out = RECIPES[recipe], changes or {}, Path(out)
     if unknown := changes.keys() - {"autoencoder", "denoiser", "detection", "family"}:
         raise ValueError(f"no such part of a recipe: {', '.join(sorted(unknown))}")
-    family = {"seed": seed} | changes.get("family", {})
-    check_methods(methods, recipe, family)
+    family = changes.get("family", {})
+    for name in methods:
+        if name in FAMILY and name not in OTHERS:
+            choice = ", ".join(OTHERS)
+            raise Refused(f"{name}: is among the rows already, or needs no training; choose from {choice}")
+    check_settings(methods, family, recipe)
     parts = {
         k: configured(getattr(named, k), **changes.get(k, {}))
         for k in ("autoencoder", "denoiser", "detection")
@@ -91,8 +94,8 @@ def train_and_test(
         **asdict(parts["detection"]),
     )
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-    own = dict(autoencoder=encoder, settings=family, recipe=recipe, progress=progress)
-    others = [trained(name, train, out / "family", **own) for name in methods]
+    alike = dict(settings={"seed": seed} | family, recipe=recipe, autoencoder=encoder, progress=progress)
+    others = [trained(name, train, out / "family", **alike) for name in methods]
     after = Postprocessing(sigma=parts["detection"].sigma)
 
     def of_split() -> dict:
@@ -103,21 +106,6 @@ def train_and_test(
     pipe.register_to_config(decision_threshold=results["MAD-AD"]["threshold"])
     save_model(pipe, out / "pipeline")
     return results
-
-
-def check_methods(methods: Sequence[str], recipe: str, settings: dict) -> None:
-    """Refused: what cannot be trained beside MAD-AD by this recipe, or a setting that none of them has."""
-    kinds = {name: method_class(name) for name in methods}
-    for name, kind in kinds.items():
-        if name not in OTHERS:
-            raise Refused(
-                f"{name}: is among the rows already, or needs no training; choose from {', '.join(OTHERS)}"
-            )
-        configured(kind.Config(), **recipe_settings(name, recipe) | race.own(kind, settings))
-    if unknown := {k for k in settings if not any(race.own(kind, {k: 0}) for kind in kinds.values())} - {
-        "seed"
-    }:
-        raise Refused(f"no such setting of {', '.join(kinds) or 'no method'}: {', '.join(sorted(unknown))}")
 
 
 def reproduce(
