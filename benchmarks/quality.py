@@ -39,13 +39,14 @@ from madad_lite.files import write_json
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.plotting import slice_grid
 from madad_lite.training.settings import RECIPES
-from madad_lite.weights.folder import find_folder
+from madad_lite.weights.folder import autoencoder_folder, find_folder
 
-VALIDATION = {c: (f"cohort_{c}", f"ixi_{c}") for c in ("t1", "flair", "t2")}
+VALIDATION = {c: (f"cohort_{c}", f"ixi_{c}") for c in ("t1", "flair", "t2", "t1ce")}
 TEST = {
     "t1": ("cohort_t1", "ixi_t1", "ms_t1"),
     "flair": ("cohort_flair", "glioma_flair", "ms_flair"),
     "t2": ("cohort_t2", "ms_t2"),
+    "t1ce": ("cohort_t1ce", "glioma_t1ce", "ms_t1ce"),
 }
 ENOUGH = 6  # patients; of fewer the bootstrap's intervals exclude 0 far too often
 # (pipeline, images, brain, the scan of each slice: its volume) -> scores
@@ -128,7 +129,7 @@ def candidates(
     also: Sequence[Path] = (),
 ) -> dict[str, dict[str, Method]]:
     """{method: {setting: how to run it}}. One setting: nothing to choose."""
-    thresholds = (0.5, 0.3, 0.2, 0.1) if settle else ()
+    encoder, thresholds = autoencoder_folder(weights), (0.5, 0.3, 0.2, 0.1) if settle else ()
     own: dict[str, dict[str, Method]] = {
         "MAD-AD": {"": mad_ad()} | {f"mask threshold {p}": mad_ad(mask_threshold=p) for p in thresholds},
         "MAD-AD, each slice alone": {"": mad_ad(alone=True)},
@@ -141,7 +142,7 @@ def candidates(
     if pipe.config.mask_floor:
         own["MAD-AD, mask floor 0"] = {"": mad_ad(changes={"mask_floor": 0.0})}
     found = {
-        n: {s: keeping(kept, [weights], m, f"{n} {s}") for s, m in settings.items()}
+        n: {s: keeping(kept, [weights, encoder], m, f"{n} {s}") for s, m in settings.items()}
         for n, settings in own.items()
     }
 
@@ -154,13 +155,12 @@ def candidates(
                     labels = setting, label, f"intensity weight {weight:g}" if weight else ""
                     found[name][", ".join(x for x in labels if x)] = helped(raw, sigma, through, weight)
 
-    encoder = weights / "autoencoder"
     add("intensity", [], {"": BASELINES["intensity"]})
     add("reconstruction error", [], {"": BASELINES["reconstruction"]})
     if baselines is not None:
         name, folder = "MAD-AD, the baselines' budget", baselines / "mad_ad" / "best"
         method = mad_ad(changes={"denoiser": Denoiser.from_pretrained(folder)})
-        found[name] = {"": keeping(kept, [weights, folder], method, name)}
+        found[name] = {"": keeping(kept, [weights, encoder, folder], method, name)}
         folder = baselines / "dae"
         dae = load(folder)
         add("DAE", [folder / "unet"], {f"median {k}" if k else "": filtered(dae, k) for k in (0, 5)})

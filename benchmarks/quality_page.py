@@ -23,9 +23,9 @@ INTRODUCTION = """# How well each method finds lesions
 ```bash
 # first, for each contrast: the methods that MAD-AD is compared with
 python benchmarks/train_baselines.py --data work/ixi work/cohort_t1 \\
-    --autoencoder madad_lite/weights/t1/autoencoder --out work/baselines_t1
+    --autoencoder madad_lite/weights/autoencoder --out work/baselines_t1
 python benchmarks/train_baselines.py --data work/ixi_flair work/cohort_flair \\
-    --autoencoder madad_lite/weights/flair/autoencoder --out work/baselines_flair
+    --autoencoder madad_lite/weights/autoencoder --out work/baselines_flair
 python benchmarks/quality.py --contrast t1 --weights t1 --baselines work/baselines_t1
 python benchmarks/quality.py --contrast flair --weights flair --baselines work/baselines_flair
 python benchmarks/quality_page.py                # this page

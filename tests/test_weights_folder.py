@@ -18,7 +18,7 @@ from madad_lite.diffusion import make_scheduler
 from madad_lite.errors import WeightsError
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.training.assemble import load_parts
-from madad_lite.weights import WEIGHTS, folder, shipped
+from madad_lite.weights import SHARED_AUTOENCODER, WEIGHTS, folder, shipped
 
 TENSORS = "diffusion_pytorch_model.safetensors"
 
@@ -268,10 +268,19 @@ def test_a_hub_id_is_downloaded_without_what_is_not_a_models(good, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_shipped_models_say_how_they_fold():
+def test_shipped_models_share_an_autoencoder_that_says_how_it_folds(tmp_path):
+    content = json.loads((SHARED_AUTOENCODER / "config.json").read_text())
+    assert content["_folding"] == 4 and "_name_or_path" not in content
+    saved = load_file(SHARED_AUTOENCODER / TENSORS)
     for name in shipped():
-        content = json.loads((WEIGHTS / name / "autoencoder" / "config.json").read_text())
-        assert content["_folding"] == 4 and "_name_or_path" not in content
+        pipe = MadAdPipeline.from_pretrained(WEIGHTS / name)
+        assert all(torch.equal(v, saved[k].float()) for k, v in pipe.autoencoder.state_dict().items())
+    pipe.save_pretrained(tmp_path / "own")  # whole, with an autoencoder of its own
+    assert folder.autoencoder_folder(tmp_path / "own") == tmp_path / "own" / "autoencoder"
+    MadAdPipeline.from_pretrained(tmp_path / "own")
+    shutil.copytree(WEIGHTS / "t1", tmp_path / "t1")  # torn from it: never another's by mistake
+    with pytest.raises(WeightsError, match="no such file"):
+        MadAdPipeline.from_pretrained(tmp_path / "t1")
 
 
 def test_shipped_names_in_any_case(tmp_path, monkeypatch):

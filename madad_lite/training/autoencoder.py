@@ -19,7 +19,7 @@ from madad_lite.training.loop import Batch, train_model
 from madad_lite.training.processes import processes
 from madad_lite.training.run_folder import described, spread
 from madad_lite.training.settings import AutoencoderConfig
-from madad_lite.weights.folder import find_folder, read_model
+from madad_lite.weights.folder import autoencoder_folder, find_folder, read_model
 
 
 def psnr(images: torch.Tensor, reference: torch.Tensor, brain: torch.Tensor) -> float:
@@ -48,7 +48,7 @@ def as_autoencoder(given: str | Path | AutoencoderKL | None) -> AutoencoderKL | 
         return given
     if (Path(given) / "config.json").is_file():
         return load_autoencoder(given)
-    return read_model(AutoencoderKL, find_folder(given) / "autoencoder")
+    return read_model(AutoencoderKL, autoencoder_folder(find_folder(given)))
 
 
 def train_autoencoder(

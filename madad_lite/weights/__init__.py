@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent  # the shipped models lie here, one folder each
+SHARED_AUTOENCODER = WEIGHTS / "autoencoder"  # the same in all of them, so it lies there once
 
 
 def shipped() -> list[str]:

@@ -5,6 +5,8 @@
     autoencoder/, denoiser/ *.safetensors              their tensors, exactly those that the shapes ask for
     scheduler/scheduler_config.json                    the noise schedule
 
+The shipped models share one autoencoder, beside their folders.
+
 diffusers' own loading looks up, and in some versions runs, whatever module an index names. So none of it is used on a
 folder: the index only has to agree with this list. Sizes are bounded before a module is made, and memory is taken only
 for tensors that are in the file.
@@ -31,7 +33,7 @@ from madad_lite.denoiser import Denoiser
 from madad_lite.errors import WeightsError
 from madad_lite.files import parse_json
 from madad_lite.scans.grid import Grid
-from madad_lite.weights import WEIGHTS, shipped
+from madad_lite.weights import SHARED_AUTOENCODER, WEIGHTS, shipped
 
 INDEX, CONFIG, SCHEDULE = "model_index.json", "config.json", "scheduler_config.json"
 TENSORS = "diffusion_pytorch_model.safetensors"
@@ -86,6 +88,12 @@ def find_folder(name: str | os.PathLike, **hub) -> Path:
         ) from None
 
 
+def autoencoder_folder(folder: Path) -> Path:
+    """Where the autoencoder of a model's folder lies: in it, or, of a shipped one, beside it."""
+    own = folder / "autoencoder"
+    return own if own.exists() or folder.resolve().parent != WEIGHTS.resolve() else SHARED_AUTOENCODER
+
+
 def read_pipeline(kind: type[Pipeline], name: str | os.PathLike, dtype: torch.dtype, **changes) -> Pipeline:
     """The pipeline `kind` of a shipped name, a folder or a hub id, its models in `dtype`.
 
@@ -104,7 +112,7 @@ def read_pipeline(kind: type[Pipeline], name: str | os.PathLike, dtype: torch.dt
         raise WeightsError(f"{folder / INDEX}: no such setting: {', '.join(sorted(unknown))}")
     _check_grid(folder / INDEX, index.get("grid"))
     parts = {
-        "autoencoder": read_model(AutoencoderKL, folder / "autoencoder", dtype),
+        "autoencoder": read_model(AutoencoderKL, autoencoder_folder(folder), dtype),
         "denoiser": read_model(Denoiser, folder / "denoiser", dtype),
         "scheduler": read_scheduler(folder / "scheduler"),
     }
