@@ -1,12 +1,12 @@
 """The test and validation sets of the quality benchmark, as prepared folders. What is there is not made
 again.
 
-    cohort_t1, cohort_flair, cohort_t2   simulated patients and normal subjects; none of them was trained on (another
-                              seed)
+    cohort_t1, cohort_flair, cohort_t2, cohort_t1ce
+                              simulated patients and normal subjects; none of them was trained on (another seed)
     ixi_t1                    IXI subjects with simulated strokes in their own anatomy, and the same subjects without
-    ixi_flair, ixi_t2         the same turned into FLAIR or T2 contrast, with simulated tumours and white-matter
+    ixi_flair, ixi_t2, ixi_t1ce   the same turned into that contrast, with simulated tumours and white-matter
                               lesions: for validation only
-    glioma_flair, ms_flair, ms_t1, ms_t2   real patients: for test only
+    glioma_flair, glioma_t1ce, ms_flair, ms_t1, ms_t2, ms_t1ce   real patients: for test only
 
 splits.json says which IXI subject trains, validates and tests.
 """
@@ -32,7 +32,8 @@ from madad_lite.slices.manifest import Manifest, write_arrays
 
 SPLITS = json.loads((Path(__file__).parent / "splits.json").read_text())
 COHORT = dict(normal=8, patients=30, seed=1001)
-IXI_KINDS = {"ixi_t1": ("stroke",), "ixi_flair": ("glioma", "wml"), "ixi_t2": ("glioma", "wml")}
+IXI_KINDS = {"ixi_t1": ("stroke",)} | {f"ixi_{c}": ("glioma", "wml") for c in RECOLOUR}
+APART = ("t2", "t1ce")  # simulated apart: beside T1 and FLAIR they would change what is drawn for these
 VOLUMES_ML = {"stroke": (0.5, 60.0), "glioma": (4.0, 60.0), "wml": (0.5, 15.0)}
 
 
@@ -42,8 +43,8 @@ def real_data() -> Path | None:
 
 
 def cohort_scans(contrast: str, root: Path) -> Path:
-    """The simulated subjects' folder. T2 has its own: beside T1 and FLAIR it would change what is drawn for them."""
-    return root / ("cohort_t2_scans" if contrast == "t2" else "cohort")
+    """The simulated subjects' folder."""
+    return root / (f"cohort_{contrast}_scans" if contrast in APART else "cohort")
 
 
 def build(name: str, root: Path) -> Path:
@@ -59,7 +60,7 @@ def build(name: str, root: Path) -> Path:
     if kind == "cohort":
         scans = cohort_scans(contrast, root)
         if not (scans / "participants.tsv").exists():
-            write_cohort(scans, contrasts=("t2",) if contrast == "t2" else ("t1", "flair"), **COHORT)
+            write_cohort(scans, contrasts=(contrast,) if contrast in APART else ("t1", "flair"), **COHORT)
         prepare_folder(scans, out, contrast=contrast, fractions=(0.0, 0.5, 0.5))
     elif kind == "ixi":
         cohort, splits = implanted(name, root)
@@ -94,9 +95,8 @@ def implanted(name: str, root: Path) -> tuple[Path, dict[str, list[str]]]:
             volume = float(np.exp(np.interp(place, [0, 1], np.log(VOLUMES_ML[kind]))))
             image = load_volume(scans[subject].image)
             brain = nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine)
-            changed, lesion = implant_lesion(
-                image, brain, seed=1000 * (split == "test") + i, kind=kind, volume_ml=volume
-            )
+            seed, enhancing = 1000 * (split == "test") + i, name == "ixi_t1ce"
+            changed, lesion = implant_lesion(image, brain, seed, kind, volume, enhancing=enhancing)
             versions = {
                 f"sub-{subject}": ("patient", changed, lesion),
                 f"sub-{subject}healthy": ("normal", image, None),
@@ -116,14 +116,16 @@ def implanted(name: str, root: Path) -> tuple[Path, dict[str, list[str]]]:
 
 
 def paint(folder: Path, contrast: str) -> None:
-    """Turn prepared T1 slices into another contrast, in place, with bright lesions where the masks are."""
+    """Turn prepared T1 slices into another contrast, in place; but for t1ce, which has its own, with bright lesions
+    where the masks are.
+    """
     manifest = Manifest.load(folder)
     content = manifest.to_dict() | {"contrast": contrast}
     for number, scan in enumerate(manifest.scans()):
         rng = np.random.default_rng([77, number])
         image, brain = (np.asarray(manifest.array(scan, k)) for k in ("image", "brain"))
         new = RECOLOUR[contrast](image, brain, rng)
-        if scan["lesion"]:
+        if scan["lesion"] and contrast != "t1ce":
             mask = np.asarray(manifest.array(scan, "lesion")).astype(np.float32)
             soft = np.clip(ndimage.gaussian_filter(mask, (0.5, 0.6, 0.6)) * mask * 1.5, 0, 1)
             level = (

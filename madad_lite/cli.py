@@ -116,7 +116,7 @@ def prepare(args) -> int:
     "prepared T1 slices of normal subjects -> FLAIR-like or T2-like ones",
     INPUT,
     OUT,
-    arg("--contrast", choices=("flair", "t2"), default="flair"),
+    arg("--contrast", choices=("flair", "t2", "t1ce"), default="flair"),
     SEED,
 )
 def recolour(args):

@@ -166,6 +166,18 @@ def test_lesion_can_be_implanted_into_a_scans_own_anatomy():
     assert np.median(after[mask]) < 0.7 * np.median(before[mask])
 
 
+def test_an_implanted_glioma_is_bright_only_with_contrast_agent():
+    host = simulate_subject(3, **COARSE)
+    plain, bright = (
+        implant_lesion(host.images["t1"], host.brain, 1, "glioma", 30.0, enhancing=e) for e in (False, True)
+    )
+    lesion = np.asarray(plain[1].dataobj) > 0
+    assert np.array_equal(lesion, np.asarray(bright[1].dataobj) > 0)
+    without, with_agent = (np.asarray(image.dataobj)[lesion] for image, _ in (plain, bright))
+    assert np.percentile(with_agent, 90) > 1.3 * np.percentile(without, 90)
+    assert np.array_equal(np.asarray(plain[0].dataobj)[~lesion], np.asarray(bright[0].dataobj)[~lesion])
+
+
 def test_what_does_not_exist_is_refused():
     for wrong in (dict(contrasts=("pd",)), dict(lesion="cyst")):
         with pytest.raises(ValueError, match="choose from"):

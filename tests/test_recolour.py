@@ -1,12 +1,13 @@
-"""FLAIR-like and T2-like slices from T1: the order of the tissues, the normalisation, the folder."""
+"""FLAIR-like, T2-like and T1ce-like slices from T1: the order of the tissues, the normalisation, the folder."""
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from madad_lite.errors import ScanError
 from madad_lite.scans.grid import Grid
 from madad_lite.simulation.cohort import write_cohort
-from madad_lite.simulation.recolour import recolour_folder, tissue_levels, to_flair, to_t2
+from madad_lite.simulation.recolour import recolour_folder, tissue_levels, to_flair, to_t1ce, to_t2
 from madad_lite.slices.dataset import SliceDataset
 from madad_lite.slices.folder import Manifest, prepare_folder
 
@@ -50,7 +51,7 @@ def test_recoloured_slices_look_like_the_contrast(normal, tmp_path, contrast):
     assert len(SliceDataset(tmp_path / "new", "train")) > 0
 
 
-@pytest.mark.parametrize("recolour", [to_flair, to_t2])
+@pytest.mark.parametrize("recolour", [to_flair, to_t2, to_t1ce])
 def test_levels_differ_between_subjects_and_repeat(normal, recolour):
     manifest = Manifest.load(normal / "t1")
     image, brain = (np.asarray(manifest.array(manifest.scans()[0], k)) for k in ("image", "brain"))
@@ -69,8 +70,27 @@ def test_tissues_have_the_order_of_t2(normal):
     assert levels[0] > levels[1] + 0.3 and levels[1] > levels[2] + 0.1
 
 
+def test_contrast_agent_shows_at_the_rim_and_in_fluid_and_keeps_the_order_of_t1(normal):
+    manifest = Manifest.load(normal / "t1")
+    image, brain = (np.asarray(manifest.array(manifest.scans()[0], k)) for k in ("image", "brain"))
+    v, inside = image.astype(np.float32) + 1, brain > 0
+    grey, white = tissue_levels(v[inside])
+    depth, deep_bright = ndimage.distance_transform_edt(inside), []
+    for seed in range(6):
+        new = to_t1ce(image, brain, np.random.default_rng(seed)) + 1
+        assert abs(np.median(new[inside]) - 1) < 0.05
+        levels = [np.median(new[inside & (np.abs(v - at) < 0.05)]) for at in (0.4 * grey, grey, white)]
+        assert levels[0] < levels[1] - 0.2 and levels[1] < levels[2]
+        bright = inside & (new > v + 0.3) & (new > 1.35)
+        assert 0.0005 < bright[inside].mean() < 0.05
+        tissue = (depth > 5) & (ndimage.minimum_filter(v, 3) > 0.8 * grey)  # away from rim and fluid
+        assert not (bright & tissue).any()
+        deep_bright.append((bright & (depth > 10)).sum())
+    assert max(deep_bright) > 0  # the choroid plexus, vessels at the base
+
+
 def test_what_cannot_be_recoloured_is_refused(normal, tmp_path):
-    with pytest.raises(ValueError, match="no contrast 'pd' .* flair, t2"):
+    with pytest.raises(ValueError, match="no contrast 'pd' .* flair, t2, t1ce"):
         recolour_folder(normal / "t1", tmp_path / "x", "pd")
     assert not (tmp_path / "x").exists()
     with pytest.raises(ScanError, match="only t1"):

@@ -154,13 +154,8 @@ def simulate_subject(
             )
             push = _push(centre * spacing + affine[:3, 3], radius, world, rng.uniform(0.15, 0.35))
             t1, grey, white = _template_maps(coordinates + push)
-            rim = tumour & ~ndimage.binary_erosion(tumour, iterations=max(1, round(2 / spacing)))
-            parts = {
-                "oedema": whole,
-                "tumour": tumour,
-                "core": core,
-                "ring": rim | (tumour & ~core & ndimage.binary_dilation(core)),
-            }
+            ring = _ring(tumour, core, spacing)
+            parts = {"oedema": whole, "tumour": tumour, "core": core, "ring": ring}
     brain = _brain(t1)
     mask = np.zeros(shape, bool)
     for name in parts:
@@ -177,6 +172,12 @@ def simulate_subject(
         image.set_sform(affine, 4)  # MNI152 space, roughly
         image.set_qform(affine, 4)
     return Subject(images, masks[0], masks[1], info)
+
+
+def _ring(tumour: np.ndarray, core: np.ndarray, spacing: float) -> np.ndarray:
+    """What takes up contrast agent: the rim of the tumour, and that of its dead core."""
+    rim = tumour & ~ndimage.binary_erosion(tumour, iterations=max(1, round(2 / spacing)))
+    return rim | (tumour & ~core & ndimage.binary_dilation(core))
 
 
 def _brain(t1: np.ndarray) -> np.ndarray:
@@ -227,7 +228,13 @@ def _paint(contrast, t1, grey, white, brain, parts, texture, spacing, rng) -> np
 
 
 def implant_lesion(
-    image: nib.Nifti1Image, brain, seed: int, kind: str = "stroke", volume_ml: float | None = None
+    image: nib.Nifti1Image,
+    brain,
+    seed: int,
+    kind: str = "stroke",
+    volume_ml: float | None = None,
+    *,
+    enhancing: bool = False,
 ):
     """Put a simulated lesion into a T1 scan's own anatomy: (image with lesion, lesion mask), on the scan's
     grid.
@@ -235,8 +242,8 @@ def implant_lesion(
     image: 3-D, axes along the world's (RAS), any intensity scale >= 0. brain: mask image or array of the same
     shape.
     kind: "stroke", "glioma" (without mass effect: the scan is not deformed) or "wml". Levels come from the
-    scan's own histogram. Outside the mask nothing changes. ValueError when the mask does not fit the scan or
-    holds no brain.
+    scan's own histogram. enhancing: a glioma's ring is bright, as with contrast agent. Outside the mask nothing
+    changes. ValueError when the mask does not fit the scan or holds no brain.
     """
     if kind not in lesions.KINDS:
         raise ValueError(f"no lesion kind {kind!r}: choose from {', '.join(lesions.KINDS)}")
@@ -271,11 +278,14 @@ def implant_lesion(
         else:
             mask, tumour, core, _, _ = lesions.glioma_masks(inside, white, ventricle, spacing, wanted, rng)
             parts = {"oedema": mask, "tumour": tumour, "core": core}
+            if enhancing:
+                parts["ring"] = _ring(tumour, core, spacing)
+        levels = LESIONS["t1ce" if enhancing else "t1"]
         texture = lesions.smooth_noise(data.shape, max(1.5, 3 / spacing), rng)
         changed = data
         for name, part in parts.items():
             soft = np.clip(ndimage.gaussian_filter(part.astype(np.float32), 0.8) * part * 1.6, 0, 1)
-            level = LESIONS["t1"][name] * white_level * rng.uniform(0.92, 1.08)
+            level = levels[name] * white_level * rng.uniform(0.92, 1.08)
             changed = changed * (1 - soft) + soft * level * (1 + 0.06 * texture)
     changed = np.where(mask, np.clip(changed, 1, None), data)
     return nib.Nifti1Image(changed.astype(np.float32), image.affine), nib.Nifti1Image(
