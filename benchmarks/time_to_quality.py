@@ -9,6 +9,7 @@ the post-processing is the best of family.py's few, the same choice for all at e
 training's process (user and system), its start and the encoding of its latents with it; the autoencoder is there
 already. Rows land in time_to_quality.csv beside this file; what is there is not measured again, and a training goes on
 from its last checkpoint. A picture of it: --picture docs/time_to_quality.png; the table: --page benchmarks/README.md.
+--set changes settings of the method's training, --called names what is changed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from family import AFTER, THROUGH, land, read_rows
 from family_page import put
 from quality import validation_patients
 
+from madad_lite.arguments import settings as settings_given
 from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices
 from madad_lite.family.registry import FAMILY, method_class
@@ -77,16 +79,22 @@ def seconds_of(process: psutil.Process) -> float:
 
 
 def settings_of(args) -> dict:
-    return dict(steps=args.steps, batch_size=16, variants=4, validate_every=250, checkpoint_every=250)
+    own = dict(steps=args.steps, batch_size=16, variants=4, validate_every=250, checkpoint_every=250)
+    return own | settings_given(args.set)
+
+
+def title(label: str) -> str:
+    return method_class(label).title if label in FAMILY else label
 
 
 def follow(name: str, args, encoder, s: LabelledSlices) -> None:
     """Train a method, and measure it at POINTS as it goes."""
-    out, settings = args.out / name, settings_of(args)
+    label = args.called or name
+    out, settings = args.out / label.replace(" ", "_"), settings_of(args)
     words = [f"{k}={v}" for k, v in settings.items()]
     kind, manifest = method_class(name), Manifest.load(args.data[0])
     data = "+".join(d.name for d in args.data)
-    done = [r for r in read_rows(args.rows) if r["data"] == data and r["method"] == name]
+    done = [r for r in read_rows(args.rows) if r["data"] == data and r["method"] == label]
     if {str(p) for p in POINTS if p <= args.steps} <= {r["step"] for r in done}:
         return
     command = [sys.executable, "-m", "madad_lite", "train", name, "--data", *map(str, args.data)]
@@ -106,7 +114,7 @@ def follow(name: str, args, encoder, s: LabelledSlices) -> None:
             step, loss = new[-1]
             spent = before + seconds_of(watched)
             found = judged(name, run, manifest, settings, encoder, s)
-            row = dict(data=data, method=name, step=step, seconds=spent, val_loss=loss, **found)
+            row = dict(data=data, method=label, step=step, seconds=spent, val_loss=loss, **found)
             done.append({k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()})
             land(args.rows, [*read_rows(args.rows), done[-1]], COLUMNS)
             print(row, flush=True)
@@ -123,7 +131,7 @@ def page(rows: list[dict]) -> str:
     """Markdown: a row for each point, a column for each training."""
     runs = list(dict.fromkeys((r["data"], r["method"]) for r in rows))
     at = {(r["data"], r["method"], int(r["step"])): r for r in rows}
-    text = ["| steps | " + " | ".join(f"{method_class(name).title}, {data}" for data, name in runs) + " |"]
+    text = ["| steps | " + " | ".join(f"{title(name)}, {data}" for data, name in runs) + " |"]
     text += ["|---" * (len(runs) + 1) + "|"]
     for step in sorted({step for *_, step in at}):
         cells = [f"{step:,}"]
@@ -146,7 +154,7 @@ def picture(rows: list[dict], path: Path) -> None:
         here = [r for r in rows if r["data"] == of]
         for name in dict.fromkeys(r["method"] for r in here):
             points = [(float(r["seconds"]) / 60, float(r["max_dice"])) for r in here if r["method"] == name]
-            axes.plot(*zip(*sorted(points)), "o-", label=method_class(name).title)
+            axes.plot(*zip(*sorted(points)), "o-", label=title(name))
         axes.axhline(WANTED, color="0.6", ls=":")
         axes.set(title=f"trained on {of}", xlabel="minutes of one core", ylim=(0, 1))
         axes.legend(loc="center right")
@@ -162,6 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--every", type=int, default=2, help="one of so many validation patients")
     p.add_argument("--methods", nargs="+", choices=FAMILY, default=["mad_ad", "dae", "reflect"])
     p.add_argument("--steps", type=int, default=9000)
+    p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that differ")
+    p.add_argument("--called", help="the name of a method with them")
     p.add_argument("--out", type=Path, help="folder of the trainings")
     p.add_argument("--rows", type=Path, default=TABLE)
     p.add_argument("--picture", type=Path, help="a file that gets the picture; nothing else is done")
@@ -174,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
     if not (args.data and args.test and args.autoencoder and args.out):
         p.error("--data, --test, --autoencoder and --out are needed")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the training ends too
+    if args.set and not (args.called and len(args.methods) == 1):
+        p.error("--set is for one method, and what it makes of it needs a name: --called")
     s, encoder = validation_patients(args.test, args.every), as_autoencoder(args.autoencoder)
     for name in args.methods:
         follow(name, args, encoder, s)

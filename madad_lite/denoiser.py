@@ -21,11 +21,13 @@ class DenoiserSize:
     channel_multipliers: tuple[int, ...] = (1, 2, 4)
     attention_levels: tuple[bool, ...] = (True, True, True)  # the authors attend at all three levels
     layers_per_block: int = 2
+    norm_groups: int = 32
 
 
 SIZES = {
-    # nano trains on two CPU cores in minutes: no attention at the first level, where it costs most
+    # nano trains on two CPU cores in minutes: no attention at the first level, where it costs most. fine: f = 2
     "nano": DenoiserSize(32, 4, (1, 2, 3), (False, True, True)),
+    "fine": DenoiserSize(16, 4, (1, 2, 4, 6), (False, False, True, True), norm_groups=8),
     # the authors' five sizes
     "XS": DenoiserSize(64, 4),  # 16.1 M parameters
     "S": DenoiserSize(128, 4),  # 64.5 M

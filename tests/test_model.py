@@ -38,7 +38,7 @@ def test_heads_and_shapes():
 
 
 def test_unknown_size_is_refused():
-    with pytest.raises(ValueError, match="nano, XS"):
+    with pytest.raises(ValueError, match="nano, fine, XS"):
         Denoiser.of_size("huge")
 
 

@@ -57,8 +57,19 @@ def test_a_training_is_measured_as_it_goes(prepared_cohort, tmp_path, monkeypatc
     (tmp_path / "page.md").write_text("Before.\n\n<!-- begin: tables -->\n<!-- end: tables -->\n")
     benchmark.main(["--rows", str(rows), "--page", str(tmp_path / "page.md")])
     assert "\n| 5 | 0.500 (0.10), 0 min |\n" in (tmp_path / "page.md").read_text()
-    with pytest.raises(SystemExit):
-        benchmark.main(["--out", str(tmp_path)])
+    benchmark.main([*words, "--set", "steps=5", "--called", "DAE, short"])
+    assert [(r["method"], r["step"]) for r in rows_of(rows)] == [("dae", "5"), ("DAE, short", "5")]
+    benchmark.main(["--rows", str(rows), "--page", str(tmp_path / "page.md")])
+    assert "| DAE, short, " in (tmp_path / "page.md").read_text()
+    for wrong in (["--out", str(tmp_path)], [*words, "--set", "steps=5"]):
+        with pytest.raises(SystemExit):
+            benchmark.main(wrong)
+
+
+def test_settings_given_take_the_place_of_the_usual_ones():
+    args = benchmark.argparse.Namespace(steps=9000, set=["variants=1", "size=fine"])
+    given = benchmark.settings_of(args)
+    assert given["variants"] == 1 and given["size"] == "fine" and given["steps"] == 9000
 
 
 def test_the_table_has_each_point_once():
