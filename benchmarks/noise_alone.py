@@ -3,11 +3,12 @@
     python benchmarks/noise_alone.py --work work/noise_alone        # half a second a step and the measuring: 20 minutes
     python benchmarks/noise_alone.py --only noise --steps 3200      # goes on from there
     python benchmarks/noise_alone.py --only regions                 # the other training
+    python benchmarks/noise_alone.py --contrast flair --work work/noise_alone_flair
 
-Everything is simulated: the normal subjects of notebook 05 to train on, eight strokes of 20 mL to look at. At each of
-STEPS the averaged weights heal the patients' slices (every fifth) in the two ways of WAYS; what they find goes to
-noise_alone.csv beside this file, the table that notebook 05 draws. Rows that are there are kept. A training goes on
-from its last checkpoint in the work folder; remove that folder to begin anew.
+Everything is simulated: the normal subjects of notebook 05 to train on, eight strokes, in FLAIR gliomas, of 20 mL to
+look at. At each of STEPS the averaged weights heal the patients' slices (every fifth) in two ways; what they find goes
+to noise_alone.csv beside this file, the table that notebook 05 draws, in FLAIR to noise_alone_flair.csv. Rows that are
+there are kept. A training goes on from its last checkpoint in the work folder; remove that folder to begin anew.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from madad_lite.extensions.lesion_like import with_regions
 from madad_lite.masking import brain_cells
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.nifti import save_nifti
+from madad_lite.settings import DetectionSettings
 from madad_lite.simulation.cohort import simulate_subject, write_cohort
 from madad_lite.slices.folder import prepare_folder
 from madad_lite.training.denoiser import masked_draw, masked_step
@@ -37,11 +39,9 @@ from madad_lite.training.settings import RECIPES, configured
 STEPS = (50, 100, 200, 400, 800, 1600)
 SAVE_EVERY = 50  # steps
 PATIENTS, VOLUME_ML, EVERY, BATCH = range(9101, 9109), 20, 5, 16
+LESION = {"t1": "stroke", "flair": "glioma"}
 TRAININGS = {"noise": dict(corruption_share=0.0, last_step_share=0.0), "regions": {}}
-WAYS = {  # how a latent is healed and scored: as the authors say, and as the shipped weights do
-    "authors": dict(mask_threshold=0.5, weighted=False, sigma=2.0, reference="input"),
-    "shipped": dict(mask_threshold=0.2, weighted=True, sigma=0.7, reference="input"),
-}
+AS_AUTHORS = dict(mask_threshold=0.5, weighted=False, sigma=2.0, reference="input")
 COLUMNS = (
     *("training", "step", "val_masked", "way", "dice", "dice_low", "dice_high", "ap"),
     *("m_hat_lesion", "m_hat_healthy", "replaced_lesion", "replaced_healthy"),
@@ -49,16 +49,22 @@ COLUMNS = (
 TABLE = Path(__file__).with_suffix(".csv")
 
 
+def ways(config) -> dict[str, dict]:
+    """How a latent is healed and scored: as the authors say, and as the shipped weights do, each slice alone."""
+    return {"authors": AS_AUTHORS, "shipped": vars(DetectionSettings.of(config, neighbour_sigma=0.0))}
+
+
 def patients(pipe, folder: Path):
-    """Slices of the simulated strokes: images, brains and lesions (N, 1, H, W), and the subject of each slice."""
-    parts, subjects = [], []
+    """Slices of the simulated patients: images, brains and lesions (N, 1, H, W), and the subject of each slice."""
+    parts, subjects, contrast = [], [], pipe.config.contrast
     for seed in PATIENTS:
-        simulated = simulate_subject(seed, lesion="stroke", volume_ml=VOLUME_ML)
-        images = {"t1": simulated.images["t1"], "brain": simulated.brain, "lesion": simulated.lesion}
+        about = dict(contrasts=(contrast,), lesion=LESION[contrast], volume_ml=VOLUME_ML)
+        simulated = simulate_subject(seed, **about)
+        images = {contrast: simulated.images[contrast], "brain": simulated.brain, "lesion": simulated.lesion}
         files = {k: folder / f"patient{seed}_{k}.nii.gz" for k in images}
         for k, image in images.items():
             save_nifti(image, files[k], force=True)
-        prepared = pipe.prepare(files["t1"], brain=files["brain"], lesion=files["lesion"])
+        prepared = pipe.prepare(files[contrast], brain=files["brain"], lesion=files["lesion"])
         parts.append(
             [torch.from_numpy(getattr(prepared, k)[::EVERY])[:, None] for k in ("image", "brain", "lesion")]
         )
@@ -70,8 +76,9 @@ def judged(parts: MadAdPipeline, denoiser, slices) -> list[dict]:
     """One row of the table for each way of healing."""
     image, brain, lesion, subjects = slices
     rows = []
-    for way, settings in WAYS.items():
-        pipe = MadAdPipeline(parts.autoencoder, denoiser, parts.scheduler, grid=parts.config.grid, **settings)
+    for way, settings in ways(parts.config).items():
+        about = dict(contrast=parts.config.contrast, grid=parts.config.grid)
+        pipe = MadAdPipeline(parts.autoencoder, denoiser, parts.scheduler, **about, **settings)
         out = pipe(image, brain=brain, generator=torch.Generator().manual_seed(0), progress=False)
         size = out.mask_probability.shape[-2:]
         sick = torch.nn.functional.adaptive_avg_pool2d(lesion.float(), size) >= 0.5  # (N, 1, h, w)
@@ -172,16 +179,19 @@ def write(table: Path, row: dict) -> None:
 def main(argv=None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", type=Path, default=Path("work/noise_alone"))
-    p.add_argument("--out", type=Path, default=TABLE)
+    p.add_argument("--contrast", choices=LESION, default="t1")
+    p.add_argument("--out", type=Path, help="the table, in place of that beside this file")
     p.add_argument("--only", nargs="*", choices=[*TRAININGS, "shipped"], default=["noise", "shipped"])
     p.add_argument("--steps", nargs="*", type=int, default=STEPS)
     args = p.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
-    parts = MadAdPipeline.from_pretrained("t1")
+    table = args.out or (TABLE if args.contrast == "t1" else TABLE.with_stem(f"noise_alone_{args.contrast}"))
+    parts = MadAdPipeline.from_pretrained(args.contrast)
     data = args.work / "prepared"
     if not data.exists():
-        cohort = write_cohort(args.work / "cohort", normal=6, patients=0, seed=21, force=True, progress=False)
-        prepare_folder(cohort, data, contrast="t1", progress=False)
+        about = dict(contrasts=(args.contrast,), seed=21, force=True, progress=False)
+        cohort = write_cohort(args.work / "cohort", normal=6, patients=0, **about)
+        prepare_folder(cohort, data, contrast=args.contrast, progress=False)
     slices = patients(parts, args.work)
     for name in args.only:
         if name == "shipped":
@@ -190,7 +200,7 @@ def main(argv=None) -> None:
             rows = train(name, data, args.work, parts, slices, args.steps)
         for row in rows:
             print(row, flush=True)
-            write(args.out, row)
+            write(table, row)
 
 
 if __name__ == "__main__":

@@ -43,13 +43,28 @@ def test_a_row_takes_the_place_of_an_older_one_and_the_others_stay(tmp_path):
     assert rows == [("noise", "50", "0.1"), ("noise", "400", "0.5"), ("shipped", "9000", "0.6")]
 
 
-def test_the_table_has_each_row_once():
-    with open(noise_alone.TABLE, newline="") as file:
+@pytest.mark.parametrize("ending", ["", "_flair"])
+def test_the_table_has_each_row_once(ending):
+    with open(noise_alone.TABLE.with_stem(f"noise_alone{ending}"), newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == noise_alone.COLUMNS
     keys = [(r["training"], int(r["step"]), r["way"]) for r in rows]
     assert len(set(keys)) == len(keys)
-    assert {way for *_, way in keys} == set(noise_alone.WAYS)
+    assert {way for *_, way in keys} == {"authors", "shipped"}
+
+
+@pytest.mark.parametrize("contrast", ["t1", "flair"])
+def test_patients_are_of_the_contrast_and_healed_as_its_weights_heal(contrast, tmp_path, monkeypatch):
+    monkeypatch.setattr(noise_alone, "PATIENTS", (9101,))
+    parts = MadAdPipeline.from_pretrained(contrast)
+    image, brain, lesion, subjects = noise_alone.patients(parts, tmp_path)
+    assert (image[lesion].mean() > image[brain].mean()) == (
+        contrast == "flair"
+    )  # a stroke is dark, a tumour bright
+    assert set(subjects) == {9101} and lesion.sum() > 0
+    shipped = noise_alone.ways(parts.config)["shipped"]
+    assert shipped["mask_threshold"] == 0.2 and shipped["neighbour_sigma"] == 0
+    assert shipped["mask_floor"] == parts.config.mask_floor
 
 
 def test_an_unknown_training_is_refused():
