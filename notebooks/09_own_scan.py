@@ -57,7 +57,7 @@ use_free_cores()  # beside other work PyTorch is faster in fewer threads
 
 # %% [markdown]
 # `SCAN` is the one thing to change: the path of a NIfTI file or of a DICOM folder of yours, or `"upload"` to choose files in Colab
-# (DICOM as one `.zip`). `None` takes the simulated head. `CONTRAST` is the contrast of your scan: there are weights for `"t1"`, `"t2"` and `"flair"`.
+# (DICOM as one `.zip`). `None` takes the simulated head. `CONTRAST` is the contrast of your scan: there are weights for `"t1"`, `"t1ce"` (with contrast agent), `"t2"` and `"flair"`.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -73,7 +73,7 @@ import torch
 from scipy import ndimage
 
 from madad_lite import MadAdPipeline, plotting
-from madad_lite.detection.contrast import contrast_seen
+from madad_lite.detection.contrast import LIKE, contrast_seen
 from madad_lite.detection.finding import find_parts
 from madad_lite.scans.dicom import dicom_to_nifti, holds_dicom
 from madad_lite.scans.nifti import brain_image, save_nifti
@@ -219,7 +219,7 @@ if truth is not None:
 # %%
 seen = contrast_seen(prepared)
 print(f"the scan looks like: {seen}; the weights are for: {pipe.config.contrast}")
-assert seen in (None, CONTRAST), "choose other weights, or another series"
+assert seen in (None, LIKE[CONTRAST]), "choose other weights, or another series"
 
 # %% [markdown]
 # ### Is it where the template is?

@@ -464,7 +464,22 @@ def test_auto_takes_the_shipped_weights_of_the_scans_contrast(cohort, tmp_path, 
     assert main(["detect", str(scan), "--out", str(tmp_path), "--weights", "AUTO", *brief]) == 0
     assert record(tmp_path, scan.name.removesuffix(".nii.gz"))["weights"]["name"] == "t1"
     pipes = many_scans._pipelines("Auto")
-    assert many_scans._fitting(pipes, "t2", scan, force=False).config.contrast == "t2"
-    with pytest.raises(ScanError, match="looks like T2, and the shipped weights are for flair and t1"):
+    for seen, named, taken in (
+        ("t2", None, "t2"),
+        ("t2", "t1ce", "t2"),  # what is seen counts first
+        ("t1", "t1ce", "t1ce"),
+        ("t1", "flair", "t1"),
+        ("t1", None, "t1"),
+    ):
+        assert many_scans._fitting(pipes, seen, named, scan, force=False).config.contrast == taken
+    with pytest.raises(ScanError, match="looks like T2, and the shipped weights are for flair, t1 and t1ce"):
         pipes = [p for p in pipes if p.config.contrast != "t2"]
-        many_scans._fitting(pipes, "t2", scan, force=True)
+        many_scans._fitting(pipes, "t2", None, scan, force=True)
+
+
+def test_auto_takes_those_for_contrast_agent_where_the_name_says_it(cohort, tmp_path):
+    scan = shutil.copy(next(cohort.glob("sub-*/anat/*_T1w.nii.gz")), tmp_path / "a_t1c.nii.gz")
+    brief = ["--z-range", "0", "4", "--steps", "1", "--register", "no"]
+    assert main(["detect", str(scan), "--out", str(tmp_path / "out"), "--weights", "auto", *brief]) == 0
+    found = record(tmp_path / "out", "a_t1c")
+    assert found["weights"]["name"] == "t1ce" and "warning" not in found

@@ -43,7 +43,9 @@ ENDINGS = {
     "report": "_report.png",
     "scan": ".nii.gz",  # of a DICOM folder
 }
-AGENT = "named as T1 with contrast agent, new to these weights: its vessels count as findings"
+AGENT = (
+    "named as T1 with contrast agent: these weights count its vessels as findings; --weights t1ce knows them"
+)
 BRAIN_WORDS = ("auto", "template", "deepbet")  # ways to find the brain; anything else is a file
 
 
@@ -211,7 +213,8 @@ def detect(
         given = preparing if own is None else preparing | {"brain": str(own)}
         prepared = pipes[0].prepare(str(image), **given)
         seen = contrast_seen(prepared)
-        pipe = _fitting(pipes, seen, scan, force_contrast)
+        named = now["scan"].get("contrast") or contrast_of(stem(scan))
+        pipe = _fitting(pipes, seen, named, scan, force_contrast)
         if pipe.config.grid != pipes[0].config.grid:
             prepared = pipe.prepare(str(image), **given)
         now["normalise"] = normalise or pipe.config.normalise
@@ -234,7 +237,6 @@ def detect(
         name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
         if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
             name = str(weights)
-        named = now["scan"].get("contrast") or contrast_of(stem(scan))
         if named == "t1ce" and pipe.config.contrast == "t1":  # alike in the order of the tissues
             now["warning"] = AGENT
             _say(f"{scan.name}: {AGENT}", sys.stderr)
@@ -274,12 +276,16 @@ def _pipelines(weights: str | Path | MadAdPipeline) -> list[MadAdPipeline]:
     return [MadAdPipeline.from_pretrained(n) for n in (shipped() if auto else [weights])]
 
 
-def _fitting(pipes: list[MadAdPipeline], seen: str | None, scan: Path, force: bool) -> MadAdPipeline:
-    """The pipeline for a scan of this contrast. ScanError when there is none."""
+def _fitting(
+    pipes: list[MadAdPipeline], seen: str | None, named: str | None, scan: Path, force: bool
+) -> MadAdPipeline:
+    """The pipeline for a scan of this contrast. named: what its name says, which tells T1 with contrast agent from T1
+    without. ScanError when there is none.
+    """
     if len(pipes) > 1:
         looks = f"{scan}: its contrast " + (f"looks like {seen.upper()}" if seen else "is not clear")
         if fitting := [p for p in pipes if LIKE.get(p.config.contrast) == seen]:
-            return fitting[0]
+            return min(fitting, key=lambda p: (p.config.contrast != named, p.config.contrast != seen))
         *most, last = sorted(p.config.contrast for p in pipes)
         known = f"{', '.join(most)} and {last}"
         raise ScanError(f"{looks}, and the shipped weights are for {known}; choose weights with --weights")
