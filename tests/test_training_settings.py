@@ -46,7 +46,7 @@ def test_whole_numbers_may_be_written_as_others():
         ("denoiser", "dropout", math.nan, "a number, from 0 to 1"),
         ("denoiser", "variants", 0, "a whole number, from 1 to 1000"),
         ("denoiser", "brain_block", 0, "a whole number, from 1 to 1024"),
-        ("autoencoder", "size", "XS", "one of nano, paper"),
+        ("autoencoder", "size", "XS", "one of nano, fine, paper"),
         ("autoencoder", "latent_channels", -4, "a whole number, from 1 to 256"),
         ("autoencoder", "kl_weight", -1e-6, "a number, 0 or more"),
         ("autoencoder", "steps", 1.5, "a whole number, from 1 to 1000000000"),
