@@ -37,7 +37,7 @@ def test_papers_autoencoder_has_factor_8():
         model = make_autoencoder("paper")
     assert downsampling(model) == 8
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(83.6, abs=0.1)
-    with pytest.raises(ValueError, match="nano, paper"):
+    with pytest.raises(ValueError, match="nano, fine, paper"):
         make_autoencoder("tiny")
 
 
