@@ -23,7 +23,7 @@ from sets import build, real_data
 from madad_lite.evaluation import metrics
 from madad_lite.evaluation.compare import LabelledSlices, load_split
 from madad_lite.pipeline import MadAdPipeline
-from madad_lite.weights.folder import find_folder
+from madad_lite.weights.folder import autoencoder_folder, find_folder
 
 THRESHOLDS = np.arange(0.02, 0.9, 0.01).round(2)
 HEAD = "| set | rule | threshold | pooled Dice | best there | loss | mean of patients | of healthy brains marked |"
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--validation-only", action="store_true", help="leave the test sets alone")
     args = p.parse_args(argv)
     pipe = MadAdPipeline.from_pretrained(args.weights)
-    method = keeping(args.data / "maps", [find_folder(args.weights)], mad_ad(), "MAD-AD ")
+    source = find_folder(args.weights)
+    method = keeping(args.data / "maps", [source, autoencoder_folder(source)], mad_ad(), "MAD-AD ")
 
     def usable(names):
         return [build(n, args.data) for n in names if n.startswith("cohort") or real_data()]

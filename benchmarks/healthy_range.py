@@ -4,7 +4,7 @@
 
 Writes healthy.json into the weights' folder: for each height z of the grid, MNI mm, the lowest, the median
 and the highest sum of the anomaly map over the slice, over `--subjects` IXI validation subjects of
-splits.json, with the weights' own settings and seed 0. There are no healthy FLAIR or T2 scans: for weights of
+splits.json, with the weights' own settings and seed 0. There are no healthy FLAIR, T2 or T1CE scans: for weights of
 these contrasts the same subjects are turned into them first, and the file says so.
 """
 

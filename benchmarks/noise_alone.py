@@ -3,7 +3,7 @@
     python benchmarks/noise_alone.py --work work/noise_alone        # half a second a step and the measuring: 20 minutes
     python benchmarks/noise_alone.py --only noise --steps 3200      # goes on from there
     python benchmarks/noise_alone.py --only regions                 # the other training
-    python benchmarks/noise_alone.py --contrast flair --work work/noise_alone_flair
+    python benchmarks/noise_alone.py --contrast flair               # works in work/noise_alone_flair
 
 Everything is simulated: the normal subjects of notebook 05 to train on, eight strokes, in FLAIR gliomas, of 20 mL to
 look at. At each of STEPS the averaged weights heal the patients' slices (every fifth) in two ways; what they find goes
@@ -178,26 +178,27 @@ def write(table: Path, row: dict) -> None:
 
 def main(argv=None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--work", type=Path, default=Path("work/noise_alone"))
+    p.add_argument("--work", type=Path, help="default: work/noise_alone, of FLAIR work/noise_alone_flair")
     p.add_argument("--contrast", choices=LESION, default="t1")
     p.add_argument("--out", type=Path, help="the table, in place of that beside this file")
     p.add_argument("--only", nargs="*", choices=[*TRAININGS, "shipped"], default=["noise", "shipped"])
     p.add_argument("--steps", nargs="*", type=int, default=STEPS)
     args = p.parse_args(argv)
-    args.work.mkdir(parents=True, exist_ok=True)
-    table = args.out or (TABLE if args.contrast == "t1" else TABLE.with_stem(f"noise_alone_{args.contrast}"))
+    own = TABLE if args.contrast == "t1" else TABLE.with_stem(f"noise_alone_{args.contrast}")
+    table, work = args.out or own, args.work or Path("work") / own.stem
+    work.mkdir(parents=True, exist_ok=True)
     parts = MadAdPipeline.from_pretrained(args.contrast)
-    data = args.work / "prepared"
+    data = work / "prepared"
     if not data.exists():
         about = dict(contrasts=(args.contrast,), seed=21, force=True, progress=False)
-        cohort = write_cohort(args.work / "cohort", normal=6, patients=0, **about)
+        cohort = write_cohort(work / "cohort", normal=6, patients=0, **about)
         prepare_folder(cohort, data, contrast=args.contrast, progress=False)
-    slices = patients(parts, args.work)
+    slices = patients(parts, work)
     for name in args.only:
         if name == "shipped":
             rows = ({"training": name, "step": 9000, **r} for r in judged(parts, parts.denoiser, slices))
         else:
-            rows = train(name, data, args.work, parts, slices, args.steps)
+            rows = train(name, data, work, parts, slices, args.steps)
         for row in rows:
             print(row, flush=True)
             write(table, row)

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 AUTOENCODERS = {
-    # For two CPU cores: f = 4, or 2. The slice is folded 4 x 4 into 16 channels first (pixel unshuffle), so that
+    # For two CPU cores: f = 4, or 2. The slice is folded f x f into channels first (pixel unshuffle), so that
     # every layer works at the latent's resolution: in equal time sharper than layers at the slice's.
     "nano": dict(folding=4, block_out_channels=(96,), layers_per_block=1, norm_num_groups=16),
     "fine": dict(folding=2, block_out_channels=(48,), layers_per_block=1, norm_num_groups=16),
@@ -28,7 +28,7 @@ AUTOENCODERS = {
 
 
 def make_autoencoder(size: str = "nano", latent_channels: int = 4) -> AutoencoderKL:
-    """A new, untrained autoencoder (section 4.1 for "paper"; "nano" is ours).
+    """A new, untrained autoencoder (section 4.1 for "paper"; the others are ours).
 
     size: one of AUTOENCODERS. latent_channels: C. ValueError: an unknown size.
     """

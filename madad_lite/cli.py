@@ -113,7 +113,7 @@ def prepare(args) -> int:
 
 @command(
     "recolour",
-    "prepared T1 slices of normal subjects -> FLAIR-like or T2-like ones",
+    "prepared T1 slices of normal subjects -> FLAIR-like, T2-like or T1ce-like ones",
     INPUT,
     OUT,
     arg("--contrast", choices=("flair", "t2", "t1ce"), default="flair"),

@@ -85,7 +85,7 @@ class Denoiser(ModelMixin, ConfigMixin):
 
     @classmethod
     def of_size(cls, size: str, **changes) -> Denoiser:
-        """A new, untrained denoiser (section 4.1 for L; the others are of the authors' code, nano is ours).
+        """A new, untrained denoiser (section 4.1 for L; nano and fine are ours, the others of the authors' code).
 
         size: one of SIZES. changes: arguments of the class that differ. ValueError: an unknown size.
         """

@@ -214,7 +214,8 @@ if truth is not None:
 # ### Does the contrast fit?
 #
 # Weights for T1 make a convincing map of a FLAIR scan, and it means nothing. The order of the tissues' brightness tells: in T1 white matter is
-# brighter than grey, in FLAIR it is not, in T2 fluid is brightest. `madad detect` refuses a scan that does not fit its weights.
+# brighter than grey, in FLAIR it is not, in T2 fluid is brightest. `madad detect` refuses a scan that does not fit its weights. T1 with and without contrast agent
+# have the same order: which it is, you must know.
 
 # %%
 seen = contrast_seen(prepared)

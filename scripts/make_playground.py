@@ -47,7 +47,7 @@ RUNTIME_FILES = {
     "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
     "webgpu": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
 }
-CONTRASTS = ("t1", "flair")  # with T2 the site would be 8 MB larger
+CONTRASTS = ("t1", "flair")  # each more would make the site 8 MB larger
 HEALTHY = {901: (-4, 26), 902: (10, 40), 903: (18, 50), 904: (4, 32)}  # seed: MNI mm of two slices
 PATIENTS = {921: ("stroke", 30.0), 922: ("stroke", 9.0), 923: ("glioma", 25.0), 924: ("wml", 12.0)}
 

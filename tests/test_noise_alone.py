@@ -67,6 +67,22 @@ def test_patients_are_of_the_contrast_and_healed_as_its_weights_heal(contrast, t
     assert shipped["mask_floor"] == parts.config.mask_floor
 
 
+@pytest.mark.parametrize("contrast, name", [("t1", "noise_alone"), ("flair", "noise_alone_flair")])
+def test_each_contrast_has_its_own_work_folder_and_table(contrast, name, tmp_path, monkeypatch):
+    """So that one contrast's training never goes on from the other's."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        noise_alone, "write_cohort", lambda folder, **about: seen.append((folder, about["contrasts"]))
+    )
+    monkeypatch.setattr(noise_alone, "prepare_folder", lambda *a, **k: None)
+    monkeypatch.setattr(noise_alone, "patients", lambda parts, work: None)
+    monkeypatch.setattr(noise_alone, "train", lambda *a: [{"step": 1}])
+    monkeypatch.setattr(noise_alone, "write", lambda table, row: seen.append(table.name))
+    noise_alone.main(["--contrast", contrast, "--only", "noise"])
+    assert seen == [(Path("work") / name / "cohort", (contrast,)), f"{name}.csv"]
+
+
 def test_an_unknown_training_is_refused():
     with pytest.raises(SystemExit):
         noise_alone.main(["--only", "nothing"])

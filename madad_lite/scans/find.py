@@ -41,6 +41,7 @@ WORDS = {  # what the parts of file names and the entries of dataset.json say ab
     "t1gd": "t1ce",
     "t1post": "t1ce",
 }
+AGENT = {"gadolinium", "gad", "gd", "ce", "km", "postcontrast"}  # words for contrast agent
 MSD_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")  # their order where dataset.json does not say
 SIMULATED = "Simulated brain MRI (madad_lite)"  # in dataset_description.json: how our cohort is known again
 MSD_MODALITY = Rule(
@@ -97,7 +98,8 @@ def contrast_of(name: str) -> str | None:
     words = re.split(r"[^a-z0-9]+", name.lower())
     found = [WORDS[w] for w in words if w in WORDS]
     contrast = found[-1] if found else None
-    return "t1ce" if contrast == "t1" and {"gadolinium", "gd", "postcontrast"} & set(words) else contrast
+    agent = AGENT & set(words) or {"post", "contrast"} <= set(words)
+    return "t1ce" if contrast == "t1" and agent else contrast
 
 
 def _mask(image: Path, endings: tuple[str, ...], files: set[Path]) -> Path | None:
