@@ -146,6 +146,7 @@ def page(rows: list[dict]) -> str:
 def picture(rows: list[dict], path: Path) -> None:
     """Dice over minutes, a panel for each set of data, a line for each method."""
     data = list(dict.fromkeys(r["data"] for r in rows))
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(r["method"] for r in rows))}
     size = (1 + 4.5 * len(data), 3.8)
     figure, panels = plt.subplots(
         1, len(data), figsize=size, sharey=True, squeeze=False, layout="constrained"
@@ -154,7 +155,7 @@ def picture(rows: list[dict], path: Path) -> None:
         here = [r for r in rows if r["data"] == of]
         for name in dict.fromkeys(r["method"] for r in here):
             points = [(float(r["seconds"]) / 60, float(r["max_dice"])) for r in here if r["method"] == name]
-            axes.plot(*zip(*sorted(points)), "o-", label=title(name))
+            axes.plot(*zip(*sorted(points)), "o-", color=colours[name], label=title(name))
         axes.axhline(WANTED, color="0.6", ls=":")
         axes.set(title=f"trained on {of}", xlabel="minutes of one core", ylim=(0, 1))
         axes.legend(loc="center right")
