@@ -1,9 +1,9 @@
 """What longer training does to one small network, taught with noise alone and with lesion-like regions beside it.
 
-    python benchmarks/noise_alone.py --work work/noise_alone        # half a second a step and the measuring: 20 minutes
+    python benchmarks/noise_alone.py                                # half a second a step and the measuring: 20 minutes
     python benchmarks/noise_alone.py --only noise --steps 3200      # goes on from there
     python benchmarks/noise_alone.py --only regions                 # the other training
-    python benchmarks/noise_alone.py --contrast flair               # works in work/noise_alone_flair
+    python benchmarks/noise_alone.py --contrast flair               # the same in FLAIR
 
 Everything is simulated: the normal subjects of notebook 05 to train on, eight strokes, in FLAIR gliomas, of 20 mL to
 look at. At each of STEPS the averaged weights heal the patients' slices (every fifth) in two ways; what they find goes

@@ -90,8 +90,8 @@ def find_folder(name: str | os.PathLike, **hub) -> Path:
 
 def autoencoder_folder(folder: Path) -> Path:
     """Where the autoencoder of a model's folder lies: in it, or, of a shipped one, beside it."""
-    own = folder / "autoencoder"
-    return own if own.exists() or folder.resolve().parent != WEIGHTS.resolve() else SHARED_AUTOENCODER
+    own, is_shipped = folder / "autoencoder", folder.resolve().parent == WEIGHTS.resolve()
+    return SHARED_AUTOENCODER if is_shipped and not own.exists() else own
 
 
 def read_pipeline(kind: type[Pipeline], name: str | os.PathLike, dtype: torch.dtype, **changes) -> Pipeline:
