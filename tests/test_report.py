@@ -148,7 +148,9 @@ def test_shipped_weights_know_the_range_of_healthy_subjects():
     for name in shipped():
         pipe = MadAdPipeline.from_pretrained(name)
         healthy = healthy_range(pipe)
-        assert [c for c in ("FLAIR", "T2", "T1CE") if c in healthy["who"]] == ([] if name == "t1" else [name.upper()])
+        assert [c for c in ("FLAIR", "T2", "T1CE") if c in healthy["who"]] == (
+            [] if name == "t1" else [name.upper()]
+        )
         low, median, high = (np.array(healthy[k]) for k in ("lowest", "median", "highest"))
         assert len(healthy["z_mm"]) == len(low) and (low <= median).all() and (median <= high).all()
     pipe.register_to_config(_name_or_path="")
