@@ -448,14 +448,21 @@ def test_a_scan_of_another_contrast_is_refused_unless_forced(scans, model, tmp_p
     assert not many_scans.detect([scans / "a.nii.gz"], tmp_path / "out", force_contrast=True, **options)
 
 
-def test_a_scan_named_as_with_contrast_agent_is_warned_of(scans, model, tmp_path, capsys):
-    """In the order of its tissues it is a T1."""
-    scan = shutil.copy(scans / "a.nii.gz", tmp_path / "a_t1c.nii.gz")
-    options = dict(weights=model, z_range=(0, 4), num_inference_steps=1, register=False, progress=False)
-    assert not many_scans.detect([scan, scans / "a.nii.gz"], tmp_path / "out", **options)
-    assert capsys.readouterr().err.splitlines() == [f"a_t1c.nii.gz: {many_scans.AGENT}"]
-    assert record(tmp_path / "out", "a_t1c")["warning"] == many_scans.AGENT
-    assert "warning" not in record(tmp_path / "out", "a")
+@pytest.mark.parametrize(("weights", "mistaken"), [("t1", "a_t1c"), ("t1ce", "a_t1")])
+def test_a_name_that_speaks_of_another_use_of_contrast_agent_is_warned_of(
+    weights, mistaken, scans, model, tmp_path, capsys
+):
+    """With and without it a T1 is the same in the order of its tissues."""
+    pipe = MadAdPipeline.from_pretrained(model)
+    pipe.register_to_config(contrast=weights)
+    names = ("a", "a_t1", "a_t1c")  # the first says nothing
+    copies = [shutil.copy(scans / "a.nii.gz", tmp_path / f"{name}.nii.gz") for name in names]
+    options = dict(weights=pipe, z_range=(0, 4), num_inference_steps=1, register=False, progress=False)
+    assert not many_scans.detect(copies, tmp_path / "out", **options)
+    said = {name: record(tmp_path / "out", name).get("warning") for name in names}
+    assert [name for name, warning in said.items() if warning] == [mistaken]
+    assert capsys.readouterr().err.splitlines() == [f"{mistaken}.nii.gz: {said[mistaken]}"]
+    assert {"t1": "--weights t1ce", "t1ce": "without it, --weights t1"}[weights] in said[mistaken]
 
 
 def test_auto_takes_the_shipped_weights_of_the_scans_contrast(cohort, tmp_path, capsys):

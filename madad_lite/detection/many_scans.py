@@ -43,9 +43,11 @@ ENDINGS = {
     "report": "_report.png",
     "scan": ".nii.gz",  # of a DICOM folder
 }
-AGENT = (
-    "named as T1 with contrast agent: these weights count its vessels as findings; --weights t1ce knows them"
-)
+MISTAKEN = {  # (contrast that the scan's name speaks of, that of the weights), alike in the order of the tissues
+    ("t1ce", "t1"): "named as T1 with contrast agent: these weights count its vessels as findings; "
+    "--weights t1ce knows them",
+    ("t1", "t1ce"): "named as T1, and these weights are for T1 with contrast agent; without it, --weights t1",
+}
 BRAIN_WORDS = ("auto", "template", "deepbet")  # ways to find the brain; anything else is a file
 
 
@@ -237,9 +239,9 @@ def detect(
         name = Path(pipe.name_or_path or "pipeline").name  # of shipped weights, theirs
         if not isinstance(weights, MadAdPipeline) and os.path.exists(weights):
             name = str(weights)
-        if named == "t1ce" and pipe.config.contrast == "t1":  # alike in the order of the tissues
-            now["warning"] = AGENT
-            _say(f"{scan.name}: {AGENT}", sys.stderr)
+        if warning := MISTAKEN.get((named, pipe.config.contrast)):
+            now["warning"] = warning
+            _say(f"{scan.name}: {warning}", sys.stderr)
         now |= {
             "weights": {"name": name, "contrast": pipe.config.contrast, "sha256": hashes[pipes.index(pipe)]},
             "contrast_seen": seen,
