@@ -100,24 +100,29 @@ def follow(name: str, args, encoder, s: LabelledSlices) -> None:
     command = [sys.executable, "-m", "madad_lite", "train", name, "--data", *map(str, args.data)]
     command += ["--autoencoder", str(args.autoencoder)] if kind.latent or kind.encoder else []
     command += ["--out", str(out), "--resume", "--set", *words]
-    before = max((float(r["seconds"]) for r in done), default=0.0)
+    clock = out.with_name(f"{out.name}_seconds.txt")  # of what was trained before, until a validation
+    before = float(clock.read_text()) if clock.exists() else 0.0
     child = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    watched, run = psutil.Process(child.pid), out / "training" / "all"
+    watched, run, seen, ended = psutil.Process(child.pid), out / "training" / "all", 0, False
     try:
-        while child.poll() is None:
+        while not ended:
             time.sleep(0.5)
-            seen = {int(r["step"]) for r in done}
-            new = [p for p in validated(run / "log.jsonl").items() if p[0] in POINTS and p[0] not in seen]
-            if not new:
+            spent = before + seconds_of(watched)  # it is there until poll() has seen its end
+            ended = child.poll() is not None
+            losses = validated(run / "log.jsonl")
+            if len(losses) == seen:
                 continue
             child.send_signal(signal.SIGSTOP)  # its clock stands still
-            step, loss = new[-1]
-            spent = before + seconds_of(watched)
-            found = judged(name, run, manifest, settings, encoder, s)
-            row = dict(data=data, method=label, step=step, seconds=spent, val_loss=loss, **found)
-            done.append({k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()})
-            land(args.rows, [*read_rows(args.rows), done[-1]], COLUMNS)
-            print(row, flush=True)
+            seen = len(losses)
+            replace_file(clock, f"{spent}")
+            measured = {int(r["step"]) for r in done}
+            if new := [step for step in losses if step in POINTS and step not in measured]:
+                step = new[-1]
+                found = judged(name, run, manifest, settings, encoder, s)
+                row = dict(data=data, method=label, step=step, seconds=spent, val_loss=losses[step], **found)
+                done.append({k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in row.items()})
+                land(args.rows, [*read_rows(args.rows), done[-1]], COLUMNS)
+                print(row, flush=True)
             child.send_signal(signal.SIGCONT)
     finally:
         if child.poll() is None:

@@ -52,6 +52,12 @@ def test_a_training_is_measured_as_it_goes(prepared_cohort, tmp_path, monkeypatc
     assert seen == [True] and row["step"] == "5" and float(row["seconds"]) > 0 and float(row["val_loss"]) > 0
     benchmark.main(words)
     assert rows_of(rows) == [row] and seen == [True]
+    clock = tmp_path / "out" / "dae_seconds.txt"  # of a training that goes on
+    assert float(clock.read_text()) >= float(row["seconds"]) > 0
+    clock.write_text("1000")
+    benchmark.main([*words, "--rows", str(tmp_path / "again.csv")])
+    assert float(rows_of(tmp_path / "again.csv")[0]["seconds"]) > 1000
+    assert seen == [True, True]
     benchmark.main(["--rows", str(rows), "--picture", str(tmp_path / "picture.png")])
     assert (tmp_path / "picture.png").stat().st_size > 1000
     (tmp_path / "page.md").write_text("Before.\n\n<!-- begin: tables -->\n<!-- end: tables -->\n")
