@@ -21,6 +21,7 @@ import numpy as np
 
 from madad_lite.errors import ScanError
 from madad_lite.files import new_file, safe_name
+from madad_lite.scans.find import with_agent
 
 FEWEST_SLICES, SHORTEST_MM = 15, 80  # of a series that is taken by itself; heads cut to 105 mm were seen
 LOCALISER = re.compile(r"locali[sz]er|scout|survey|^loc\b", re.IGNORECASE)
@@ -28,7 +29,6 @@ LOCALISER = re.compile(r"locali[sz]er|scout|survey|^loc\b", re.IGNORECASE)
 T1 = re.compile(r"t1|mprage|bravo|spgr", re.IGNORECASE)
 FLAIR = re.compile(r"flair|dark.?fluid|tirm", re.IGNORECASE)
 T2 = re.compile(r"t2(?!\s?\*|.?star)", re.IGNORECASE)
-AGENT = re.compile(r"(?<![a-z])(gd|gad\w*|post|km|ce|contrast)(?![a-z])|\+\s?c\b|c\+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Series:
     def contrast(self) -> str | None:
         """ "t1", "t1ce", "t2", "flair", or None where the description does not say."""
         if T1.search(self.description):
-            return "t1ce" if AGENT.search(self.description) else "t1"
+            return "t1ce" if with_agent(self.description) else "t1"
         if FLAIR.search(self.description):
             return "flair"
         return "t2" if T2.search(self.description) else None

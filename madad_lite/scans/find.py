@@ -36,12 +36,18 @@ WORDS = {  # what the parts of file names and the entries of dataset.json say ab
     "t2w": "t2",
     "flair": "flair",
     "t2f": "flair",
-    "t1ce": "t1ce",
-    "t1c": "t1ce",
-    "t1gd": "t1ce",
-    "t1post": "t1ce",
+    **dict.fromkeys(("t1ce", "t1c", "t1gd", "t1post"), "t1ce"),
+    **dict.fromkeys(("mprage", "bravo", "spgr"), "t1"),
 }
-AGENT = {"gadolinium", "gad", "gd", "ce", "km", "postcontrast"}  # words for contrast agent
+# Contrast agent in the names of files and series. "ses-post" is a visit, "postop" and "posterior" are no agent either.
+AGENT = re.compile(
+    r"(?<![a-z])(gd|gad[a-z]*|km|ce|contrast|post(gd|gad[a-z]*|km|ce|contrast)"
+    r"|(?<!ses-)post(?![ _-]?op)|t1c)(?![a-z])|\+ ?c(?![a-z])|(?<![a-z])c\+"
+)
+NO_AGENT = re.compile(
+    r"(?<![a-z])(pre|non?|without|w[ /_-]?o|ohne)[ _-]*(iv[ _-]*)?(gd|gad[a-z]*|km|ce|contrast)(?![a-z])"
+    r"|ce-none"
+)
 MSD_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")  # their order where dataset.json does not say
 SIMULATED = "Simulated brain MRI (madad_lite)"  # in dataset_description.json: how our cohort is known again
 MSD_MODALITY = Rule(
@@ -96,10 +102,15 @@ def is_mask(path: str | Path) -> bool:
 def contrast_of(name: str) -> str | None:
     """The contrast that a name speaks of: sub-1_ce-gadolinium_T1w -> t1ce, BRATS_001 -> None."""
     words = re.split(r"[^a-z0-9]+", name.lower())
-    found = [WORDS[w] for w in words if w in WORDS]
+    known = WORDS | {w: "t1" for w in words if w.startswith("t1") and with_agent(w)}  # such as t1gad
+    found = [known[w] for w in words if w in known]
     contrast = found[-1] if found else None
-    agent = AGENT & set(words) or {"post", "contrast"} <= set(words)
-    return "t1ce" if contrast == "t1" and agent else contrast
+    return "t1ce" if contrast == "t1" and with_agent(name) else contrast
+
+
+def with_agent(name: str) -> bool:
+    """Whether the name of a T1, a file's or a series', speaks of contrast agent: T1 post Gd; not T1 pre contrast."""
+    return AGENT.search(NO_AGENT.sub(" ", name.lower())) is not None
 
 
 def _mask(image: Path, endings: tuple[str, ...], files: set[Path]) -> Path | None:
