@@ -24,7 +24,7 @@ EDGES: dict[str, str] = {
     "extensions": "method slices",
     "pipeline": "method extensions scans settings",
     # what works with it
-    "plotting": "masking evaluation.counts",
+    "plotting": "masking scans.nifti evaluation.counts",
     "training": "method extensions slices settings pipeline",
     "family": "method extensions settings scans slices training pipeline",
     "detection": "pipeline extensions plotting scans settings training family",

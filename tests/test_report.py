@@ -3,6 +3,7 @@
 import csv
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from madad_lite.detection.finding import COLUMNS, find_parts
 from madad_lite.detection.record import healthy_range
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.grid import Grid
-from madad_lite.scans.nifti import save_nifti
+from madad_lite.scans.nifti import return_to_scan, save_nifti
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.simulation.cohort import simulate_subject
 from madad_lite.weights import shipped
@@ -127,6 +128,23 @@ def test_the_page_says_first_what_was_found_and_marks_the_threshold(page):
     top = max(ax.get_position().y1 for ax in fig.axes)
     box = fig.texts[lines.index(next(x for x in lines if "most anomalous" in x))].get_window_extent()
     assert box.y0 / fig.bbox.height > top  # the words end above the pictures
+
+
+def test_the_page_outlines_what_was_found_on_the_scans_own_grid(page):
+    """And not what lies above the threshold on the slices alone."""
+    geometry, slices = page.prepared.geometry, page.anomaly_map[:, 0].numpy()
+    for level, told in ((1.0, True), (0.99 * THRESHOLD / slices.max(), False)):
+        found = find_parts(return_to_scan(level * slices, geometry), geometry.to_mni, THRESHOLD)
+        fig = plotting.scan_report(page, "scan", found=found)
+        white = [
+            c
+            for ax in fig.axes
+            for c in ax.collections
+            if len(c.get_edgecolor()) and tuple(c.get_edgecolor()[0]) == (1, 1, 1, 1)
+        ]
+        assert len(found.parts) == told and bool(white) == told
+        assert ("white outline: what was found" in "".join(text.get_text() for text in fig.texts)) == told
+        plt.close(fig)
 
 
 def test_the_curve_has_one_scale_and_healthy_subjects_behind_it(page):

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from madad_lite.evaluation.counts import dice, found
+from madad_lite.scans.nifti import on_slices
 
 from .canvas import (
     CELLS,
@@ -208,14 +209,15 @@ def scan_report(
     """One page about one scan: whether anything was found, its most suspicious slices, the score along the
     brain, and the whole volume.
 
-    out: the pipeline's output for a volume. name: the heading. truth: (N, H, W) lesion masks, outlined if
-    given. found: a detection.finding.Finding: its sentence and parts come first, its threshold is marked.
-    healthy: the range of healthy subjects behind the curve, {"who": words, "z_mm", "lowest", "highest": lists}.
+    out: the pipeline's output for a volume. name: the heading. truth: (N, H, W) lesion masks, outlined if given.
     about: a line on the weights.
+    found: a detection.finding.Finding: its sentence and parts come first; they are outlined, its threshold is marked.
+    healthy: the range of healthy subjects behind the curve, {"who": words, "z_mm", "lowest", "highest": lists}.
     """
     images, scores, healed = stack(out.image), stack(out.anomaly_map), stack(out.healed)
     truth = None if truth is None else stack(truth, "truth")
     names, per_slice = slice_names(out), scores.sum((1, 2))
+    parts = on_slices(found.mask, out.prepared.geometry) if found is not None and found.parts else None
     shown = sorted(_apart(per_slice, columns))
     strip = np.unique(np.linspace(0, len(images) - 1, min(20, len(images))).round().astype(int))
     columns, aspect = len(shown), images.shape[1] / images.shape[2]
@@ -244,8 +246,8 @@ def scan_report(
         show(axes[0, column], images[i], names[i])
         show(axes[1, column], healed[i])
         mappable = show_map(axes[2, column], images[i], scores[i], vmax)
-        if found is not None:
-            contour(axes[2, column], scores[i] >= found.threshold, "white")
+        if parts is not None:
+            contour(axes[2, column], parts[i], "white")
         if truth is not None:
             contour(axes[2, column], truth[i])
     for row, label in enumerate(("scan", "healed\n(as if normal)", "anomaly map\nover the scan")):
@@ -301,7 +303,7 @@ def _report_text(found, about: str | None, slices: str, most: int = 4) -> list[s
         parts = found.lines()
         more = [f"... and {len(parts) - most} more parts, in the table"] if len(parts) > most else []
         lines = [found.sentence[0].upper() + found.sentence[1:] + ".", *parts[:most], *more]
-        slices += f", white outline: score of {found.threshold:g} or more"
+        slices += ", white outline: what was found" if found.parts else ""
     return lines + ([about] if about else []) + [f"{slices}. The patient's left is on the left."]
 
 
@@ -316,7 +318,7 @@ def _score_curve(ax, out, per_slice, shown, area: int, healthy: dict | None) -> 
             for k in ("lowest", "highest")
         )
         ax.fill_between(np.arange(len(z)), low, high, color="#009E73", alpha=0.35, lw=0)
-        title += f"\nGreen: range of {healthy['who']}"
+        title += f"\nGreen: range of {healthy['who']}; scans of other scanners may lie higher"
     ax.plot(per_slice, color="0.2", lw=1.2)
     ax.plot(shown, per_slice[shown], "o", color=CELLS, ms=6)
     ax.set_title(title, fontsize=9, loc="left", pad=4)

@@ -251,6 +251,13 @@ def return_to_scan(slices: np.ndarray, geometry: Geometry, order: int = 1) -> ni
     return result
 
 
+def on_slices(mask: nib.Nifti1Image, geometry: Geometry) -> np.ndarray:
+    """A mask, 0 and 1, of the scan's own grid on the kept slices: (n, H, W) bool."""
+    to_scan = np.linalg.inv(geometry.to_mni @ geometry.scan_affine) @ geometry.grid.affine
+    volume = resample(np.asarray(mask.dataobj).astype(bool), to_scan, geometry.grid.shape) > 0.5
+    return volume.transpose(2, 1, 0)[list(geometry.slice_index), ::-1]
+
+
 def brain_image(prepared: PreparedScan) -> nib.Nifti1Image:
     """The brain mask that a scan was prepared with, uint8 0/1, on the scan's own grid with its exact affine."""
     image = nib.Nifti1Image(prepared.brain_in_scan.astype(np.uint8), prepared.geometry.scan_affine)
