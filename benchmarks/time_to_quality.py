@@ -43,6 +43,7 @@ from madad_lite.weights.folder import read_model
 POINTS = (250, 500, 1000, 1500, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 9000)
 COLUMNS = ("data", "method", "step", "seconds", "max_dice", "ap", "small", "after", "val_loss")
 TABLE = Path(__file__).with_suffix(".csv")
+SHORT = 2001  # steps: what ends before has a table of its own
 WANTED = 0.75  # pooled max Dice
 
 
@@ -132,24 +133,46 @@ def follow(name: str, args, encoder, s: LabelledSlices) -> None:
         raise SystemExit(f"{' '.join(command)} ended with {child.returncode}")
 
 
+def in_words(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    dice, small, seconds = (float(row[k]) for k in ("max_dice", "small", "seconds"))
+    return f"{dice:.3f} ({small:.2f}), {seconds / 60:.0f} min"
+
+
+def runs_of(rows: list[dict]) -> tuple[dict, dict]:
+    """{(data, method): {step: row}} of the long trainings, and of those that end before step SHORT."""
+    runs: dict[tuple[str, str], dict[int, dict]] = {}
+    for r in rows:
+        runs.setdefault((r["data"], r["method"]), {})[int(r["step"])] = r
+    short = {run: points for run, points in runs.items() if max(points) < SHORT}
+    return {run: points for run, points in runs.items() if run not in short}, short
+
+
 def page(rows: list[dict]) -> str:
-    """Markdown: a row for each point, a column for each training."""
-    runs = list(dict.fromkeys((r["data"], r["method"]) for r in rows))
-    at = {(r["data"], r["method"], int(r["step"])): r for r in rows}
-    text = ["| steps | " + " | ".join(f"{title(name)}, {data}" for data, name in runs) + " |"]
-    text += ["|---" * (len(runs) + 1) + "|"]
-    for step in sorted({step for *_, step in at}):
-        cells = [f"{step:,}"]
-        for run in runs:
-            r = at.get((*run, step), {})
-            dice, small, seconds = (float(r.get(k, "nan")) for k in ("max_dice", "small", "seconds"))
-            cells += [f"{dice:.3f} ({small:.2f}), {seconds / 60:.0f} min" if r else "-"]
-        text += ["| " + " | ".join(cells) + " |"]
+    """Markdown: of the long trainings a row for each point and a column each; of the short ones a row each."""
+    long, short = runs_of(rows)
+    text = []
+    if long:
+        text += ["| steps | " + " | ".join(f"{title(name)}, {data}" for data, name in long) + " |"]
+        text += ["|---" * (len(long) + 1) + "|"]
+        for step in sorted({step for points in long.values() for step in points}):
+            cells = [f"{step:,}", *(in_words(points.get(step)) for points in long.values())]
+            text += ["| " + " | ".join(cells) + " |"]
+    if short:
+        text += ["", "| short training | on | steps | half way | at the end |", "|---|---|---|---|---|"]
+        for (data, name), points in short.items():
+            last = max(points)
+            cells = title(name), data, f"{last:,}", in_words(points.get(last // 2)), in_words(points[last])
+            text += ["| " + " | ".join(cells) + " |"]
     return "\n".join([*text, ""])
 
 
 def picture(rows: list[dict], path: Path) -> None:
-    """Dice over minutes, a panel for each set of data, a line for each method."""
+    """Dice over minutes, a panel for each set of data, a line for each method; of the short ones the best alone."""
+    long, short = runs_of(rows)
+    best = max(short, key=lambda run: float(short[run][max(short[run])]["max_dice"]), default=None)
+    rows = [r for r in rows if (r["data"], r["method"]) in {*long, best}]
     data = list(dict.fromkeys(r["data"] for r in rows))
     colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(r["method"] for r in rows))}
     size = (1 + 4.5 * len(data), 3.8)

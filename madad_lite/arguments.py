@@ -65,11 +65,11 @@ def folder(text: str) -> str:
 
 
 INPUT = arg("source", type=path, help="the folder that is read")
-RESULTS = arg("--out", type=folder, default="results/demo")
+RESULTS = arg("--out", type=folder, default="results/demo", help="the folder that is written")
 OUT = arg("--out", type=folder, required=True, help="the folder that is written")
 DATA = arg("--data", nargs="+", type=path, required=True, help="prepared folders")
 WEIGHTS = arg("--weights", type=path, default="t1", help="a shipped name, a folder, or a hub id")
-CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1")
+CONTRAST = arg("--contrast", choices=CONTRASTS, default="t1", help="of the scans")
 REGISTER = arg("--register", choices=YES_NO, default="auto", help="to MNI152; auto: where it is needed")
 NORMALISE = arg(
     "--normalise",
@@ -78,7 +78,7 @@ NORMALISE = arg(
     "detect as the weights were trained",
 )
 RECIPE = arg("--recipe", choices=("lite", "paper", "authors"), default="lite", help="named settings")
-SEED = arg("--seed", type=whole(0, 2**32 - 1), default=0)
+SEED = arg("--seed", type=whole(0, 2**32 - 1), default=0, help="of what is random")
 SERIES = arg("--series", help="of a DICOM folder: number or description; default: by the contrast")
 FORCE = arg("--force", action="store_true", help="replace what an earlier call wrote")
 REVERSE = (

@@ -45,6 +45,8 @@ from madad_lite.errors import Refused, foreseen, insisting, one_line, write_log
 from madad_lite.family.registry import FAMILY
 from madad_lite.threads import use_free_cores
 
+BRAIN = """auto, deepbet, template, or a mask; of several scans such as {name}_brain_mask.nii.gz; default: auto, which
+takes NAME_brain_mask.nii.gz beside the scan, else a stripped scan's background, else deepbet, else template"""
 AGAIN_AFTER = 5.0  # s: a Ctrl-C that was swallowed comes again
 
 
@@ -59,9 +61,9 @@ def demo(args):
     "phantom",
     "write a cohort of simulated subjects as NIfTI files",
     OUT,
-    arg("--normal", type=whole(0, 100_000), default=8),
-    arg("--patients", type=whole(0, 100_000), default=4),
-    arg("--contrast", nargs="+", choices=CONTRASTS, default=["t1"]),
+    arg("--normal", type=whole(0, 100_000), default=8, help="subjects without lesion"),
+    arg("--patients", type=whole(0, 100_000), default=4, help="subjects with one"),
+    arg("--contrast", nargs="+", choices=CONTRASTS, default=["t1"], help="one or several; default: t1"),
     arg("--spacing", type=float, default=2.0, help="voxel size in mm"),
     SEED,
     FORCE,
@@ -80,7 +82,7 @@ def phantom(args):
     INPUT,
     OUT,
     CONTRAST,
-    arg("--layout", choices=LAYOUTS, default="auto"),
+    arg("--layout", choices=LAYOUTS, default="auto", help="how files are named and lie in the folder"),
     REGISTER,
     NORMALISE,
     arg("--spacing", type=float, default=2.0, help="of the slices, mm"),
@@ -116,7 +118,7 @@ def prepare(args) -> int:
     "prepared T1 slices of normal subjects -> FLAIR-like, T2-like or T1ce-like ones",
     INPUT,
     OUT,
-    arg("--contrast", choices=("flair", "t2", "t1ce"), default="flair"),
+    arg("--contrast", choices=("flair", "t2", "t1ce"), default="flair", help="to turn T1 into"),
     SEED,
 )
 def recolour(args):
@@ -190,10 +192,12 @@ def assemble(args):
     "anomaly maps of scans",
     arg("scan", nargs="+", type=path, help="NIfTI files, folders of them, or DICOM folders, each one scan"),
     OUT,
-    arg("--weights", type=path, default="t1", help="as of evaluate; or auto: those of the scan's contrast"),
+    arg(
+        "--weights", type=path, default="t1", help="a shipped name, a folder, a hub id, or auto: by contrast"
+    ),
     arg("--method", type=folder, help="another trained method of the family: its folder; maps only"),
     arg("--force-contrast", action="store_true", help="also scans that look like another contrast"),
-    arg("--brain", type=path, help="auto, deepbet, template, or a mask; of several scans {name}_mask.nii.gz"),
+    arg("--brain", type=path, help=BRAIN),
     arg("--mask", action="store_true", help="also write NAME_mask.nii.gz: 1 where something was found"),
     arg("--keep-brain", action="store_true", help="also write NAME_brain_mask.nii.gz"),
     arg("--channel", type=whole(0), help="which volume of a 4-D file"),
@@ -275,7 +279,7 @@ def evaluate(args):
     arg(
         "--methods",
         default="",
-        help="of the family, with commas between, or all: trained and tested beside it",
+        help="of the family, with commas between, or all: trained and tested beside it; default: none",
     ),
     changes("PART.NAME=VALUE", "such as denoiser.size=XS; parts: autoencoder, denoiser, detection, family"),
     SEED,

@@ -222,7 +222,7 @@ assert anomaly.shape == original.shape
 assert np.array_equal(anomaly.affine, original.affine)  # exactly, not almost
 
 voxel_ml = abs(np.linalg.det(original.affine[:3, :3])) / 1000  # 2 x 2 x 2 mm = 0.008 mL
-found_ml = (anomaly.get_fdata() > threshold).sum() * voxel_ml
+found_ml = (anomaly.get_fdata() >= threshold).sum() * voxel_ml
 true_ml = (np.asarray(patient.lesion.dataobj) > 0).sum() * voxel_ml
 print(f"above the threshold: {found_ml:.0f} mL; the lesion: {true_ml:.0f} mL")
 assert found_ml > 0
@@ -289,7 +289,8 @@ plotting.slice_grid(mine.image[every], overlay=mine.anomaly_map[every], titles=h
 # %% [markdown]
 # What your scan should be like:
 #
-# - **T1-weighted**, without contrast agent. For other contrasts you need other weights.
+# - **T1-weighted**, without contrast agent. For T1 with it, T2 and FLAIR take the weights `t1ce`, `t2` and `flair`, which are shipped too;
+#   any other contrast needs weights of its own.
 # - **3-D**, in any orientation and voxel size. If it does not lie in MNI152 standard space yet, it is registered first (that needs
 #   SimpleITK, which the extra `prep` installs, and takes a few seconds).
 # - **With or without the skull.** A whole head's brain is found by deepbet, a network that the extra `prep` installs (without it the template's brain is cut

@@ -105,7 +105,8 @@ print(f"madad_lite {madad_lite.__version__}, nibabel {nib.__version__}, numpy {n
 # $$ \begin{pmatrix} x \\ y \\ z \\ 1 \end{pmatrix} = A \begin{pmatrix} i \\ j \\ k \\ 1 \end{pmatrix}. $$
 #
 # In NIfTI, $x$ grows to the patient's **right**, $y$ to the front (**anterior**), $z$ to the top (**superior**): in short RAS+. The
-# lengths of the first three columns of $A$ are the sides of a voxel. We simulate one subject and look.
+# lengths of the first three columns of $A$ are the sides of a voxel. We simulate one subject and look. (Many headers leave the unit open, `unknown`; millimetres are
+# meant then.)
 
 # %%
 subject = simulate_subject(9202, spacing=2.0)
@@ -388,7 +389,8 @@ plotting.slice_grid(straight.image[::4], titles=heights[::4], columns=6)
 # ## 8. A whole folder
 #
 # `prepare_folder` does this for every scan it finds, and writes the slices and one **manifest** that describes them. Subjects are divided into
-# training, validation and test. Patients never go to training: it is normal brains that the network is to learn.
+# training, validation and test. Patients do not go to training unless you ask for it (`patients_in_train=True`), and then only with their slices without lesion: it is normal brains that the
+# network is to learn.
 
 # %%
 options = dict(contrast="t1", fractions=(0.5, 0.25, 0.25), workers=WORKERS, progress=False)

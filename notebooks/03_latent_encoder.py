@@ -141,7 +141,8 @@ plotting.slice_grid(x0[shown], titles=["low", "middle", "high"])
 # 1. **Size.** A diffusion network is run many times. On a grid that is $f$ times smaller in each direction, each run costs
 #    about $f^2$ times less, and attention, which compares every place with every other, $f^4$ times less.
 # 2. **Noise that means something.** Single pixels of noise are easy to see and say nothing about anatomy. A latent cell
-#    stands for a patch of tissue; noise in it is a patch of *wrong tissue*. A lesion is wrong tissue too.
+#    stands for a patch of tissue; noise in it damages the whole patch at once, as a lesion does. That is MAD-AD's hope;
+#    notebook 05 shows how far it carries.
 # 3. **Less to learn.** Texture and scanner noise are left to the autoencoder; the diffusion model learns anatomy.
 #
 # Here is the shipped model. We need only its autoencoder now.
@@ -326,10 +327,10 @@ i = j = z0.shape[2] // 2  # the cell in the middle
 x = x0[k][None].clone().requires_grad_()
 posterior(autoencoder, x).mode()[0, :, i, j].abs().sum().backward()
 influence = x.grad[0, 0].abs()
-side = slice(
+window = slice(
     max(0, (i - 2) * f), (i + 3) * f
 )  # the cell itself and two cells on each side: 5 x 5 cells
-share = influence[side, side].sum() / influence.sum()
+share = influence[window, window].sum() / influence.sum()
 assert share > 0.5
 seen = influence / influence.max()
 pictures(
@@ -375,7 +376,8 @@ pictures(
 #
 # $$ z = \mu_q + \sigma_q \odot \varepsilon, \qquad \varepsilon \sim \mathcal N(0, 1), $$
 #
-# so that the decoder learns to accept a whole neighbourhood of latents, the ones the diffusion model will make included.
+# so that the decoder learns to accept a neighbourhood of each latent. It is a small one, as the next cell prints: what the
+# diffusion model puts in place of a lesion lies far outside, and the decoder has to cope with that untrained.
 # At test time we take the **mode**, which is $\mu_q$: no randomness.
 
 # %%
@@ -451,6 +453,7 @@ assert abs(measure_scaling(autoencoder, train.image.split(32)) / s - 1) < 1e-3
 #    + \tfrac12 \lVert \nabla \hat x_0 - \nabla x_0 \rVert_1}_{\text{reconstruction}}
 #    + 10^{-4}\, \mathrm{KL}. $$
 #
+# All three are means: over pixels, over differences, over latent values.
 # The second term compares the differences of neighbouring pixels; it asks for edges in the right place. All of it in code, the smallest version first: two convolutions
 # halve the slice twice, two more double it again.
 
@@ -554,7 +557,7 @@ plotting.training_curves(run)
 #
 # ### Yours beside the shipped one
 #
-# Same test subject, same measure. The shipped autoencoder has the same layout as your small one. It was trained about ten times
+# Same test subject, same measure. The shipped autoencoder has the layout `nano`, as the one that was trained just above. It was trained about ten times
 # longer, on real brains: the healthy adults of the public IXI collection.
 
 # %%
@@ -690,10 +693,10 @@ checks.run(checks.check_03_kl, kl)
 # ### Exercise 4 (investigate): what one latent cell draws
 #
 # Section 5 asked which pixels one cell *sees*. Now ask which pixels it *draws*: add 2.0 to all four channels of the middle cell `[i, j]` of a copy of `z0[[k]]`, decode, and look at the absolute change
-# of the slice with `pictures((change, "change", ("viridis", 0, 1, "change of the intensity")))`. Which share of it falls into the window `[side, side]`?
+# of the slice with `pictures((change, "change", ("viridis", 0, 1, "change of the intensity")))`. Which share of it falls into the window `[window, window]`?
 #
 # <details><summary>What to expect</summary>
 #
-# A bright spot where the cell is, about as large as the window of five cells, and next to nothing elsewhere. Place is kept on the way back, too: a replaced cell changes the slice where it lies.
+# A bright spot where the cell is, about three cells wide. About four fifths of the change lies in the window; the rest is spread thinly around it, at no pixel more than a twentieth of the brightest. Place is kept on the way back, too: a replaced cell changes the slice where it lies.
 #
 # </details>

@@ -135,6 +135,7 @@ plotting.slice_grid(x[shown, 0], titles=[f"slice {i + 1} of {len(x)}" for i in s
 
 # %%
 with torch.no_grad():
+    # this autoencoder takes each 4 x 4 pixels as 16 channels
     posterior = [pipe.autoencoder.encode(F.pixel_unshuffle(b, 4)).latent_dist for b in x.split(64)]
     s = pipe.autoencoder.config.scaling_factor  # makes the latents' spread 1
     mean, std = (torch.cat([getattr(p, k) for p in posterior]) * s for k in ("mean", "std"))
@@ -782,7 +783,7 @@ def ddim_step(z, z0_hat, t):
 checks.run(checks.check_04_ddim_step, ddim_step)
 
 # %% [markdown]
-# *What you should see*: the first step hardly moves the latent. `ddim_step(z, z0_hat, 9)` is about $0.16\,\hat z_0 + 0.99\,z$; the last one, to $t = 0$, is $0.99\,\hat z_0$ and a little of $\hat\varepsilon$.
+# *What you should see*: the first step hardly moves the latent. `ddim_step(z, z0_hat, 9)` is about $0.15\,\hat z_0 + 0.99\,z$. The last one, `ddim_step(z, z0_hat, 1)`, is about $0.49\,\hat z_0 + 0.52\,z$.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -800,3 +801,11 @@ checks.run(checks.check_04_ddim_step, ddim_step)
 # Repeat section 6 with blocks of 1 × 1, 2 × 2 and 8 × 8 cells, and with $t = 3$ in place of 9. When does the network stop finding the block, and why is a
 # faint block of one cell so much harder than a strong one of sixty-four?
 #
+# <details><summary>What to expect</summary>
+#
+# With $t = 9$ the blocks of 4 × 4 and 8 × 8 cells are found, with a mean chance of almost 0.8; of 2 × 2 it is 0.2 to 0.3, and a single cell is hardly doubted more than any other. With $t = 3$ even 8 × 8 cells stay below one half on average, 4 × 4 at about 0.3.
+#
+# At $t = 3$ the noise moves a value of the latent by about 0.6, and the network's own guess in the block is off by 0.4 to 0.5: what it sees might as well be tissue. One cell has four such values to show, sixty-four cells have 256 that disagree together. Longer training helps: with `pipe.denoiser` in place of `model`,
+# 18 of 20 draws of noise in that single cell are found at $t = 3$. Does it help with a lesion, too, which is no Gaussian noise? That is the question of notebook 05.
+#
+# </details>

@@ -232,7 +232,7 @@ fig
 
 # %% [markdown]
 # **This is the heart of the matter.** A stroke is tissue, after all; it is not white noise. Why does the network take it for something
-# that was put there? Taught briefly with noise alone it doubts the healthy brain nearly as much, as you saw in notebook 05, section 11; taught longer so, it doubts less and less of both. The shipped network has seen more than noise in training: in half of the slices, some regions were replaced by foreign
+# that was put there? Taught briefly with noise alone it doubts much of the healthy brain too (mean $\hat M$ 0.30, in the strokes 0.49), as you saw in notebook 05, section 11; taught longer so, it doubts less and less of both. The shipped network has seen more than noise in training: in half of the slices, some regions were replaced by foreign
 # tissue before encoding, of any grey level, another contrast, or another slice (`extensions/lesion_like.py`). No disease is imitated; it learns that *what does not belong here* is
 # to be marked. That is this repository's extension of the method. The process below is the paper's equation, with the authors' $\eta = 0.5$ (the paper's text has no randomness, $\eta = 0$) and with this repository's threshold: 0.2 in place of one half.
 #
@@ -240,7 +240,7 @@ fig
 #
 # ## 5. The selective reverse process
 #
-# Start from the scan's own latent, $z_T := z_0$. **No noise is added.** For $t = T-1, \dots, 0$:
+# Start from the scan's own latent, $z_{T-1} := z_0$. **No noise is added.** For $t = T-1, \dots, 0$:
 #
 # 1. ask the network: $(\hat z_0, \hat M) = f_\theta(z_t, t)$;
 # 2. compute the usual DDIM step from $z_t$ to $z_{t-1}$, as if the *whole* latent were noise of level $t$ (with
@@ -254,7 +254,7 @@ fig
 #
 # $$ z_{t-1} = \mathbb 1[\hat M > \tau] \odot \tilde z_{t-1} + \mathbb 1[\hat M \le \tau] \odot z_t . $$
 #
-# Here it is without any library, with $\eta = 0.5$ as the authors take it.
+# The step from $t = 0$ gives $z_{-1}$, the healed latent. Here it is without any library, with $\eta = 0.5$ as the authors take it.
 
 # %%
 abar, eta = scheduler.alphas_cumprod, 0.5

@@ -221,7 +221,7 @@ assert round(toy["pooled"], 2) == 0.93 and round(toy["per_image"], 2) == 0.48
 # %% [markdown]
 # The same answer, 0.93 or 0.48! Pooled, large lesions drown the small ones. Per image, each slice weighs the same. And what about slices *without* any lesion?
 # The authors' code counts them as 1 when nothing is found, else 0: with many healthy slices an empty map scores high. All of these are in use. In the paper's table
-# for stroke (S1) the average of THOR, another diffusion method, is per image and the one of MAD-AD is pooled, so that 29.7 and 51.6 are *not like for like*. So name what you
+# for stroke (S1) the average of THOR, another diffusion method, seems to be per image and the one of MAD-AD pooled (notebook 08 shows why), so that 29.7 and 51.6 would be *not like for like*. So name what you
 # print, and print both. Here are our test maps, five times:
 
 # %%
@@ -391,7 +391,7 @@ Markdown(metrics.table(rows))
 # score come from? All three maps can be had from the same healing:
 #
 # - **image**: the clipped squared difference of the decoded slices, as until now;
-# - **latent**: the squared difference of the latents, $\lVert \hat z_0 - z_0 \rVert^2$, enlarged to the slice;
+# - **latent**: the squared difference of the latents, $\lVert z_{-1} - z_0 \rVert^2$ with the healed latent $z_{-1}$, enlarged to the slice;
 # - **mask**: what the network says itself, its mask $\hat M$ averaged over the steps.
 
 # %%
@@ -564,7 +564,7 @@ plotting.slice_grid(test.image[worst], titles, 6, overlay=out_test.anomaly_map[w
 # - **No**: that one setting is better than another by a point or two. There are far too few patients.
 # - **No**: anything about diagnosis. A map is a hint where to look, no more.
 #
-# The command line does sections 4 to 9 for any prepared folder with lesion masks:
+# The command line does sections 4 to 9 for any prepared folder with lesion masks, without your own two networks and without the interval of a difference:
 #
 #     madad evaluate --data data/prepared --weights t1 --out results.json
 #
@@ -701,9 +701,9 @@ checks.run(checks.check_07_rare, rarity)
 # from madad_lite.family.postprocess import Postprocessing
 #
 # DAE = method_class("dae")
-# data = "runs/05_200_steps/prepared"  # notebook 05 made it
-# DAE.train(data, "runs/dae", DAE.Config(steps=600, batch_size=16), resume=True)
-# dae_maps = load("runs/dae")(test.image, test.brain)
+# data = STUDENT.parent / "05_200_steps" / "prepared"  # notebook 05 made it
+# DAE.train(data, STUDENT.parent / "dae", DAE.Config(steps=600, batch_size=16), resume=True)
+# dae_maps = load(STUDENT.parent / "dae")(test.image, test.brain)
 # dae_maps = Postprocessing(median=5)(dae_maps, test.image, test.brain)
 # ```
 #

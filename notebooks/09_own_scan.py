@@ -73,8 +73,8 @@ import torch
 from scipy import ndimage
 
 from madad_lite import MadAdPipeline, plotting
-from madad_lite.detection.contrast import LIKE, contrast_seen
 from madad_lite.detection.finding import find_parts
+from madad_lite.scans.contrast import LIKE, contrast_seen
 from madad_lite.scans.dicom import dicom_to_nifti, holds_dicom
 from madad_lite.scans.nifti import brain_image, save_nifti
 from madad_lite.simulation.cohort import simulate_subject
@@ -332,7 +332,8 @@ plotting.threshold_figure(out.image[k], out.anomaly_map[k], 0.2)
 # - **Nothing found does not mean healthy.** Small and faint lesions are missed often: [the page of results](../docs/results.md) has the tables. What lies outside the brain mask was never looked at.
 # - **Not how likely it is.** A score of 0.8 is no probability.
 # - **Not the true volume.** A map is smoothed and thresholded; half of a stroke may lie below.
-# - **Nothing for other scanners, ages and contrasts by itself.** The weights were trained on adults; for T1 on one hospital's scanner. Try scans of healthy people from *your* scanner first: what is found in them is what a false
+# - **Nothing for other scanners, ages and contrasts by itself.** The only real scans that any weights were trained on are T1 scans of healthy adults, of one hospital and its one scanner (a part of IXI). `flair`, `t2` and `t1ce` saw no real scan of their contrast, only these, recoloured, and simulated ones.
+#   On another scanner's T1, up to 6.3 % of the brain outside lesions was marked ([other scanners](../docs/data.md#other-scanners)). Try scans of healthy people from *your* scanner first: what is found in them is what a false
 #   alarm looks like.
 # - **No diagnosis.** This is teaching and research software.
 #

@@ -292,12 +292,12 @@ schematic(
 # %% [markdown]
 # ## 6. Hide nothing, and ask what is foreign
 #
-# The methods so far hide something of the scan at test too, and with it healthy tissue. **MAD-AD** (Beizaee et al. 2025) hides
+# The methods of sections 4 and 5, but for the DAE, hide something of the scan at test too, and with it healthy tissue. **MAD-AD** (Beizaee et al. 2025) hides
 # nothing at test: it has learnt to tell which patches of a latent are noise, and replaces those. Its authors' next steps go on from
 # there. **DeCo-Diff** predicts the *deviation* itself, $z_t - z_0$: zero where nothing is wrong, so that no mask is needed.
 # **REFLECT** blends polygons of foreign texture into the latent, which gives $z_c$, and learns the straight way back, a velocity $v = z_0 - z_c$; at
 # test it takes a single step. **Masked Bernoulli diffusion** (Wolleb et al. 2024) asks the same question of binary latents: which
-# bits have flipped?
+# bits have flipped? It is half-way: at test it flips some of the scan's bits itself, by chance, and gives back those that it does not doubt.
 
 # %%
 deco, flow = methods["deco_diff"], methods["reflect"]
@@ -461,7 +461,7 @@ for name in of_set("cohort_t1"):
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# Compared with the MAD-AD of the same seed; what has no training has one race. What this table shows, and what not:
+# Compared with the MAD-AD of the same seed; what draws nothing at random (intensity, reconstruction) has one race. What this table shows, and what not:
 
 # %%
 heads, simulated = of_set("ixi_t1"), of_set("cohort_t1")
@@ -481,11 +481,11 @@ print("intensity, simulated patients: {max_dice} at its best threshold".format(*
 print("                               {at_threshold} at that of validation".format(**row))
 
 # %% [markdown]
-# - **A control wins.** In the IXI heads plain intensity has the highest number, clearly ahead of MAD-AD: the strokes are dark, and
+# - **A control wins.** In the IXI heads plain intensity has the highest number, clearly ahead of MAD-AD (compared with its first seed only): the strokes are dark, and
 #   heads from one scanner have one scale. Not even the *untrained* network is shown to be behind MAD-AD there. A paper without such rows hides this.
 # - **One seed would have told another story.** With the first seed MAD-AD is the best on the simulated patients, with the two others
-#   DeCo-Diff; the same MAD-AD finds 0.30 or 0.21. Over the three seeds DeCo-Diff is the best network on both sets, and clearly so in
-#   two of three races in the heads.
+#   DeCo-Diff; the same MAD-AD finds 0.30 or 0.21. Over the three seeds DeCo-Diff has the highest mean of the networks on both sets; clearly ahead
+#   of MAD-AD it is in two of three races in the heads and in one of three on the simulated patients.
 # - **This repository's changes help** in the IXI heads, all together (lesion-like regions, more samples of pure noise, a smaller
 #   weight of the mask loss, eta, lower mask threshold, weighted score): MAD-AD as published is clearly behind with every seed. On the simulated
 #   patients nothing is shown. Which of them does it, [another table](../benchmarks/ABLATION.md) asks.
@@ -598,7 +598,8 @@ plotting.compare_methods(after, highlight="MAD-AD")
 # ## 10. Papers and their scripts
 #
 # What the authors' published scripts and configurations say, as far as we found them; numbers only, no code was taken. The
-# recipes of this package (`madad train METHOD --recipe paper`) follow the right-hand column, except AnoDDPM's (batches of 64 latents) and the DAE's (one cosine, AdamW); every file says so.
+# recipes of this package (`madad train METHOD --recipe paper`) follow the right-hand column, except AnoDDPM's (batches of 64 latents), the DAE's (one cosine, AdamW), DeCo-Diff's (sides 1 to 16 for every size
+# of image) and REFLECT's (at test one step; half image difference, half latent difference); every file says so.
 #
 # | method | point | described | published script |
 # |---|---|---|---|

@@ -89,9 +89,12 @@ def check_01_eps_from_v(function):
 def check_01_forward_step(function):
     """forward_step(x, t, eps), from level t - 1 to t."""
     x, eps = drawn(5000, 2), drawn(5000, 2, seed=1)
-    for t in (30, 80):
-        beta = 1 - ABAR[t] / ABAR[t - 1]
+    for t in (30, 80, 0):
+        beta = 1 - ABAR[t] / (ABAR[t - 1] if t > 0 else 1)
         got = function(x, t, eps)
+        assert t > 0 or got.isfinite().all(), (
+            "not a number at t = 0: abar[-1] is the last level, and below level 0 alpha-bar is 1"
+        )
         assert abs(got.std() - 1) < 0.02, "the spread has to stay at 1"
         close(got, (1 - beta).sqrt() * x + beta.sqrt() * eps, f"not the step to t = {t}")
 

@@ -45,6 +45,9 @@ WRONG = {
     "check_01_forward_step": [
         lambda x, t, e: ABAR[t].sqrt() * x + (1 - ABAR[t]).sqrt() * e,  # all the way from level 0
         lambda x, t, e: x + (1 - ABAR[t] / ABAR[t - 1]).sqrt() * e,
+        lambda x, t, e: (
+            (ABAR[t] / ABAR[t - 1]).sqrt() * x + (1 - ABAR[t] / ABAR[t - 1]).sqrt() * e
+        ),  # not at t = 0
     ],
     "check_02_split": [0, 5],
     "check_02_voxel_of": [

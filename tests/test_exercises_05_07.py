@@ -121,15 +121,14 @@ def test_the_capstone_s_opponent_can_be_trained_as_the_lesson_says(prepared_coho
     (block,) = re.findall(r"^# ```python\n(.*?)^# ```\n", text, re.MULTILINE | re.DOTALL)
     code = "\n".join(line[2:] for line in block.splitlines())
     smaller = {
-        '"runs/05_200_steps/prepared"': f'"{prepared_cohort}"',
-        '"runs/dae"': f'"{tmp_path / "dae"}"',
+        'STUDENT.parent / "05_200_steps" / "prepared"': repr(str(prepared_cohort)),
         "steps=600, batch_size=16": "steps=2, batch_size=2",
     }
     for stands, instead in smaller.items():
         assert stands in code
         code = code.replace(stands, instead)
     slices = load_split(prepared_cohort, "test")
-    space = {"test": slices}
+    space = {"test": slices, "STUDENT": tmp_path / "student"}
     exec(code, space)
     assert space["dae_maps"].shape == slices.image.shape and space["dae_maps"].max() <= 1
     checks.run(checks.check_07_capstone, slices.lesion.float(), space["dae_maps"], slices)

@@ -332,7 +332,8 @@ def test_a_resume_with_other_options_is_refused_and_empty_files_are_made_again(
 ):
     out = shutil.copytree(whole, tmp_path / "out")
     before = content(out)
-    for more, said in ((["--seed", "1"], "seed=0, now it is 1"), (["--eta", "0"], "eta=None, now it is 0.0")):
+    others = (["--seed", "1"], "seed: 0, now: 1"), (["--eta", "0"], "eta: not given, now: 0.0")
+    for more, said in (*others, (["--steps", "3"], "steps: 2, now: 3")):
         assert main(words(scans / "a.nii.gz", out, model, "--resume", *more)) == 1
         assert f"a_anomaly.nii.gz: was made with {said}; --force" in capsys.readouterr().err
     other = shutil.copytree(model, tmp_path / "model")

@@ -2,6 +2,7 @@
 size.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from madad_lite import plotting
 from madad_lite.autoencoder import make_autoencoder
 from madad_lite.denoiser import Denoiser
 from madad_lite.diffusion import make_scheduler
@@ -53,6 +55,22 @@ def test_a_scan_gives_every_field(output):
     assert 0 <= output.anomaly_map.min() and output.anomaly_map.max() <= 1
     assert (output.anomaly_map[~output.brain] == 0).all() and (output.healed[~output.brain] == -1).all()
     assert output.healed.abs().max() <= 1 and len(output.prepared.geometry.slice_index) == n
+
+
+@pytest.mark.parametrize("field", ["mask_probability", "heeled"])
+def test_a_field_that_is_no_map_is_refused(output, field):
+    with pytest.raises(
+        ValueError, match=f"no such field of this output: '{field}'; there is anomaly_map, healed"
+    ):
+        output.to_nifti(field)
+
+
+def test_what_was_not_reconstructed_is_not_shown(output):
+    bare = replace(output, reconstruction=None)
+    with pytest.raises(ValueError, match="there is anomaly_map, healed, image, brain$"):
+        bare.to_nifti("reconstruction")
+    with pytest.raises(ValueError, match="without reconstruct=False"):
+        plotting.detection_figure(bare, 0)
 
 
 def test_maps_return_to_the_scans_own_grid(output, patient_scan):

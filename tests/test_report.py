@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from madad_lite import plotting
-from madad_lite.detection.contrast import contrast_seen, tissue_medians
 from madad_lite.detection.finding import COLUMNS, find_parts
 from madad_lite.detection.record import healthy_range
 from madad_lite.pipeline import MadAdPipeline
+from madad_lite.scans.contrast import contrast_seen, tissue_medians
 from madad_lite.scans.grid import Grid
 from madad_lite.scans.nifti import return_to_scan, save_nifti
 from madad_lite.scans.prepare import prepare_volume
 from madad_lite.simulation.cohort import simulate_subject
+from madad_lite.slices.folder import prepare_folder
 from madad_lite.weights import shipped
 
 THRESHOLD = 0.435
@@ -87,6 +88,21 @@ def prepared(tmp_path_factory):
 def test_the_contrast_is_seen_from_the_order_of_the_tissues(prepared):
     for contrast, scan in prepared:
         assert contrast_seen(scan) == {"t1ce": "t1"}.get(contrast, contrast), tissue_medians(scan)
+
+
+def test_a_scan_of_another_contrast_among_those_to_prepare_is_warned_of(tmp_path, caplog):
+    subject = simulate_subject(3, contrasts=("t1", "flair"), spacing=4.0)
+    (tmp_path / "in").mkdir()
+    for name, contrast in (("a", "t1"), ("b", "flair")):  # names that say nothing of the contrast
+        save_nifti(subject.images[contrast], tmp_path / "in" / f"{name}.nii.gz")
+    for _ in range(2):  # the second time nothing is prepared
+        caplog.clear()
+        grid = Grid(spacing=4.0, size=48)
+        manifest = prepare_folder(tmp_path / "in", tmp_path / "out", grid=grid, workers=1, progress=False)
+        assert len(manifest.scans()) == 2 and not manifest.skipped
+        (warning,) = caplog.messages
+        assert warning.startswith(str(tmp_path / "in" / "b.nii.gz"))
+        assert "prepared as T1, and looks like FLAIR" in warning
 
 
 def test_what_is_not_clear_is_left_open(prepared):

@@ -62,6 +62,9 @@ def test_a_training_is_measured_as_it_goes(prepared_cohort, tmp_path, monkeypatc
     assert (tmp_path / "picture.png").stat().st_size > 1000
     (tmp_path / "page.md").write_text("Before.\n\n<!-- begin: tables -->\n<!-- end: tables -->\n")
     benchmark.main(["--rows", str(rows), "--page", str(tmp_path / "page.md")])
+    assert "\n| DAE | prepared | 5 | - | 0.500 (0.10), 0 min |\n" in (tmp_path / "page.md").read_text()
+    monkeypatch.setattr(benchmark, "SHORT", 5)
+    benchmark.main(["--rows", str(rows), "--page", str(tmp_path / "page.md")])
     assert "\n| 5 | 0.500 (0.10), 0 min |\n" in (tmp_path / "page.md").read_text()
     benchmark.main([*words, "--set", "steps=5", "--called", "DAE, short"])
     assert [(r["method"], r["step"]) for r in rows_of(rows)] == [("dae", "5"), ("DAE, short", "5")]

@@ -110,7 +110,7 @@ def test_no_results_of_another_scaling_are_resumed(scans, models, tmp_path, caps
     words += ["--steps", "1", "--register", "no"]
     assert main(words) == 0
     assert main([*words, "--resume", "--normalise", "tissue"]) == 1
-    assert "normalise=None, now it is 'tissue'" in capsys.readouterr().err
+    assert "normalise: not given, now: 'tissue'" in capsys.readouterr().err
 
 
 def test_weights_for_a_contrast_without_places_are_refused():

@@ -17,12 +17,12 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from madad_lite.detection import record
-from madad_lite.detection.contrast import LIKE, contrast_seen
 from madad_lite.detection.finding import Finding, find_parts
 from madad_lite.errors import Refused, ScanError, one_line
 from madad_lite.extensions.memory import give_back
 from madad_lite.files import new_file, nifti_files, remove_leftovers, stem, write_json, writing
 from madad_lite.pipeline import MadAdOutput, MadAdPipeline
+from madad_lite.scans.contrast import LIKE, contrast_seen
 from madad_lite.scans.dicom import converter, dicom_to_nifti, holds_dicom
 from madad_lite.scans.find import brain_beside, contrast_of, is_mask
 from madad_lite.scans.given import quick_look
@@ -44,8 +44,11 @@ ENDINGS = {
     "scan": ".nii.gz",  # of a DICOM folder
 }
 MISTAKEN = {  # (contrast that the scan's name speaks of, that of the weights), alike in the order of the tissues
-    ("t1ce", "t1"): "named as T1 with contrast agent: these weights count its vessels as findings; "
-    "--weights t1ce knows them",
+    (
+        "t1ce",
+        "t1",
+    ): "named as T1 with contrast agent, and these weights have seen none: vessels may count as findings; "
+    "--weights t1ce was trained with simulated ones",
     ("t1", "t1ce"): "named as T1, and these weights are for T1 with contrast agent; without it, --weights t1",
 }
 BRAIN_WORDS = ("auto", "template", "deepbet")  # ways to find the brain; anything else is a file
@@ -207,7 +210,7 @@ def detect(
         now["scan"] |= more or {}
         old = record.of_earlier_run(files, force=force, resume=resume)
         if resume and record.is_finished(old, now, hashes, files):
-            return
+            return left_out.append(scan)
         if isinstance(own, Path):
             if not own.exists():
                 raise ScanError(f"{own}: no such file, where the brain mask of {scan.name} is meant")
@@ -253,6 +256,7 @@ def detect(
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
     failed: list[tuple[Path, str]] = []
+    left_out: list[Path] = []
     share = scans[state.process_index :: state.num_processes]
     for scan in tqdm(share, desc="scans", disable=not shown or len(scans) == 1):
         try:
@@ -262,6 +266,8 @@ def detect(
             reason = kind + one_line(error)
             failed.append((scan, reason if scan.name in reason else f"{scan}: {reason}"))
             _say(failed[-1][1], sys.stderr)
+    if left_out:
+        _say(f"{len(left_out)} of {len(share)} scans left out: their results are there")
     failed = sorted(gather_object(failed))
     if failed and len(scans) > 1 and state.is_main_process:
         lines = [f"{len(scans) - len(failed)} of {len(scans)} scans done, {len(failed)} failed:"]

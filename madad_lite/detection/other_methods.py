@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from madad_lite.detection import record
-from madad_lite.detection.contrast import contrast_seen
 from madad_lite.detection.many_scans import check_outputs, outputs, refuse_another_contrast
 from madad_lite.errors import Refused, ScanError, one_line
 from madad_lite.family.frame import Method, load
 from madad_lite.files import new_file, stem, write_json, writing
+from madad_lite.scans.contrast import contrast_seen
 from madad_lite.scans.find import brain_beside
 from madad_lite.scans.given import quick_look
 from madad_lite.scans.grid import Grid

@@ -101,9 +101,8 @@ def is_finished(old: dict | None, now: dict, weights: list[str], files: dict[str
         after["weights"] = weights[0]
     if changed := sorted(k for k in after if before.get(k) != after[k]):
         k = changed[0]
-        what = (
-            "with other weights" if k == "weights" else f"with {k}={before.get(k)!r}, now it is {after[k]!r}"
-        )
+        was, now = ("not given" if x is None else repr(x) for x in (before.get(k), after[k]))
+        what = "with other weights" if k == "weights" else f"with {k}: {was}, now: {now}"
         what = f"from another {k}" if k in ("scan", "brain mask") else what
         raise ScanError(
             f"{files['anomaly']}: was made {what}; --force makes it again, or choose another --out folder"
@@ -119,7 +118,7 @@ def _flat(content: dict) -> dict:
         "brain mask": brain.get("sha256") if isinstance(brain, dict) else brain,
         "weights": content.get("weights", {}).get("sha256"),
         "version": content.get("version"),
-        **content.get("options", {}),
+        **{"steps" if k == "num_inference_steps" else k: v for k, v in content.get("options", {}).items()},
     }
 
 

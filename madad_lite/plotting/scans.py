@@ -107,6 +107,8 @@ def detection_figure(out, index: int, truth=None, *, vmax: float = 1.0):
 
     out: the pipeline's output. index: which of its N slices. truth: (H, W) mask of the true lesion, if known.
     """
+    if out.reconstruction is None:
+        raise ValueError("the output has no reconstruction: call the pipeline without reconstruct=False")
     scan, decoded = one_slice(out.image[index]), one_slice(out.reconstruction[index])
     healed, score = one_slice(out.healed[index]), one_slice(out.anomaly_map[index])
     fig, axes = tiles(1, 5, scan.shape, tile=1.85, head=0.42, right=0.65, top=0.32, bottom=0.22)
@@ -225,17 +227,10 @@ def scan_report(
     tile, small, left, right, curve = 1.9, 0.84, 1.05, 0.75 if found is None else 0.95, 1.2
     strip_rows = -(-len(strip) // 10)
     below = curve + 1.15 + strip_rows * (small * aspect + 0.22)
-    fig, axes = tiles(
-        3,
-        columns,
-        images.shape[1:],
-        tile=tile,
-        head=0.0,
-        left=left,
-        right=right + (4 - columns) * (tile + 0.05),
-        top=0.66 + 0.19 * len(text),
-        bottom=below,
+    margins = dict(
+        left=left, right=right + (4 - columns) * (tile + 0.05), top=0.66 + 0.19 * len(text), bottom=below
     )
+    fig, axes = tiles(3, columns, images.shape[1:], tile=tile, head=0.0, **margins)
     width, height = fig.get_size_inches()
     heading(fig, _plain(name))
     for line, words in enumerate(text):

@@ -15,7 +15,7 @@ BOXES = {  # part: (row, column, words); the same part may have a box in both ro
     "forward": [(TRAINING, 3, "noise only\nwhere $M = 1$")],
     "network": [(TRAINING, 4, "U-Net with\ntwo heads"), (INFERENCE, 3, "the same U-Net\nat step $t$")],
     "losses": [(TRAINING, 5, "latent loss\n+ mask loss")],
-    "start": [(INFERENCE, 2, "no noise:\n$z_T := z_0$")],
+    "start": [(INFERENCE, 2, "no noise:\n$z_{T-1} := z_0$")],
     "reverse": [(INFERENCE, 4, "one DDIM step\nwhere $\\hat M > \\tau$")],
     "decode": [(INFERENCE, 5, "decoder")],
     "score": [(INFERENCE, 6, "clipped\ndifference")],

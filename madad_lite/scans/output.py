@@ -30,8 +30,12 @@ class MadAdOutput(BaseOutput):
     def to_nifti(self, field: str = "anomaly_map") -> Nifti1Image:
         """A field on the scan's own grid and affine, float32; pictures in the scan's own intensities.
 
-        field: "anomaly_map", "healed", "reconstruction", "image" or "brain". ValueError: slices were given.
+        field: "anomaly_map", "healed", "reconstruction", "image" or "brain". ValueError: another; slices were given.
         """
+        fields = ("anomaly_map", "healed", "reconstruction", "image", "brain")
+        if field not in fields or getattr(self, field) is None:
+            there = ", ".join(f for f in fields if getattr(self, f) is not None)
+            raise ValueError(f"no such field of this output: {field!r}; there is {there}")
         if self.prepared is None:
             raise ValueError("slices were given, not a scan: there is no scan to return to")
         values = getattr(self, field)[:, 0].numpy()  # (N, H, W)

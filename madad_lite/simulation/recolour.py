@@ -119,7 +119,9 @@ def recolour_folder(
     content = json.loads(json.dumps(manifest.to_dict()))
     content["contrast"] = contrast
     content["settings"] |= {"recoloured_from": str(source), "recolour_seed": seed, "normalise": "median"}
-    content["scans"] = [s | {"contrast": contrast} for s in content["scans"] if not s["lesion"]]
+    content["scans"] = [
+        s | {"contrast": contrast, "contrast_seen": None} for s in content["scans"] if not s["lesion"]
+    ]
     with new_folder(out, replace=True) as part:
         for number, scan in enumerate(
             tqdm(content["scans"], desc=f"{contrast.upper()} from T1", disable=not progress)

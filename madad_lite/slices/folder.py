@@ -8,6 +8,7 @@ SliceDataset.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from madad_lite.files import (
     write_json,
     writing,
 )
+from madad_lite.scans.contrast import LIKE, contrast_seen
 from madad_lite.scans.dicom import convert_people, holds_dicom
 from madad_lite.scans.find import ScanFiles, find_scans, is_simulated
 from madad_lite.scans.grid import Grid
@@ -36,6 +38,7 @@ from madad_lite.scans.tissues import check_normalisation
 from madad_lite.slices.manifest import ARRAYS, ENTRY, Manifest, contradiction, write_arrays
 from madad_lite.slices.splits import assign_splits, read_splits
 
+log = logging.getLogger(__name__)
 SCAN_FILES = ["scan.json", *(f"{name}.npy" for name in ARRAYS)]
 
 
@@ -102,6 +105,7 @@ def _prepare_scan(
         "source": str(scan.image),
         "n_slices": len(prepared.image),
         "geometry": prepared.geometry.to_dict(),
+        "contrast_seen": contrast_seen(prepared) if normalise == "median" else None,
         "lesion": prepared.lesion is not None,
         "lesion_pixels": []
         if prepared.lesion is None
@@ -172,8 +176,8 @@ def prepare_folder(
     Called again, it goes on where it was interrupted, prepares what is new or has changed in `source` and what
     is damaged in `out`, and leaves alone what is done. Every subject that was ever seen keeps its split, also
     one whose scans could not be used at first; a scan keeps its id. A scan that cannot be used, or a folder that
-    may not be read, stops no other. Raises ScanError when `out` was made with other settings or holds something
-    else.
+    may not be read, stops no other; one that looks like another contrast is prepared, and warned of. Raises ScanError
+    when `out` was made with other settings or holds something else.
     """
     source, out, grid = Path(source).resolve(), Path(out), grid or Grid()
     splits = None if splits is None else read_splits(splits)
@@ -251,6 +255,11 @@ def prepare_folder(
     manifest.entries = [e | {"split": chosen[s.subject], "group": s.group} for s, e in entries if e]
     manifest.skipped, manifest.complete = skipped, True
     manifest.save()
+    for e in manifest.entries:
+        if (seen := e.get("contrast_seen")) not in (None, LIKE[contrast]):
+            log.warning(
+                f"{e['source']}: prepared as {contrast.upper()}, and looks like {seen.upper()}; leave it out?"
+            )
     return manifest
 
 

@@ -49,6 +49,7 @@ ENTRY = {
     "subject": str,
     "group": {"normal", "patient"},
     "contrast": set(CONTRASTS),
+    "contrast_seen?": {None, *CONTRASTS},
     "source": str,
     "n_slices": number(1, 10_000, whole=True),
     "geometry": GEOMETRY,

@@ -142,7 +142,7 @@ class DenoiserConfig(TrainingConfig):
     dropout: float = 0.0
     max_ratio: float = 0.4  # at most this share of the patches is noised
     brain_fraction: float = (
-        0.5  # a cell counts as brain, and may be noised, when this share of its pixels is; paper: 0.9
+        0.5  # a cell counts as brain, and may be noised, from this share of its pixels on; authors: 0.9
     )
     brain_block: int = 1  # counted over blocks of so many cells; the authors' code: 2
     variants: int = 4  # latents cached of each slice: the plain one and 3 augmented ones

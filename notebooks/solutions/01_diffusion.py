@@ -22,6 +22,8 @@
 import sys
 
 sys.path.insert(0, "..")  # the checks lie beside the lessons
+import torch
+
 import checks
 
 # %% [markdown]
@@ -48,13 +50,15 @@ def eps_from_v(x_t, v, t):
 checks.run(checks.check_01_eps_from_v, eps_from_v)
 
 # %% [markdown]
-# **01_forward_step.** Shrink a little, add a little noise: the spread stays at 1.
+# **01_forward_step.** Shrink a little, add a little noise: the spread stays at 1. `beta` is made as in section 3: below level 0 lies the clean point, with $\bar\alpha = 1$.
 
 
 # %%
+beta = 1 - abar / torch.cat([torch.ones(1), abar[:-1]])
+
+
 def forward_step(x, t, eps):
-    beta = 1 - abar[t] / abar[t - 1]
-    return (1 - beta).sqrt() * x + beta.sqrt() * eps
+    return (1 - beta[t]).sqrt() * x + beta[t].sqrt() * eps
 
 
 # %%
