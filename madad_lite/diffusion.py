@@ -84,7 +84,7 @@ class ReverseResult:
     mask_probability: torch.Tensor  # (S, N, 1, h, w) in [0, 1], M-hat at each step
     replaced: torch.Tensor  # (S, N, 1, h, w) bool, the cells replaced at each step
     trajectory: torch.Tensor  # (S + 1, N, C, h, w), the latent before each step, and the last one
-    timesteps: torch.Tensor  # (S,) the steps taken, T-1 first
+    timesteps: torch.Tensor  # (S,) the steps taken, the highest first
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def export_onnx(
         "denoiser": (pipe.denoiser, (z, t), ["z_t", "t"], ["z0_hat", "mask_logits"]),
         "decoder": (_Decoder(pipe.autoencoder), (z,), ["z"], ["x0_hat"]),
     }
-    with new_folder(out, replace=True) as part:
+    with new_folder(out, replace=True, ours=EXPORTED) as part:
         for name, (module, inputs, input_names, output_names) in parts.items():
             _export(module, inputs, input_names, output_names, part / f"{name}.onnx")
             if half:
@@ -130,7 +130,7 @@ def _settings(pipe: MadAdPipeline, image: list[int], latent: list[int]) -> dict:
         "num_train_timesteps": schedule.config.num_train_timesteps,  # T
         "alphas_cumprod": schedule.alphas_cumprod.double().tolist(),  # alpha-bar_t, t = 0..T-1
         "final_alpha_cumprod": float(schedule.final_alpha_cumprod),  # alpha-bar before t = 0
-        "timesteps": schedule.timesteps.tolist(),  # the steps that are taken, T-1 first
+        "timesteps": schedule.timesteps.tolist(),  # the steps that are taken, the highest first
         "decision_threshold": pipe.config.decision_threshold,
         **asdict(DetectionSettings.of(pipe.config)),
     }

@@ -9,6 +9,7 @@ import torch
 from madad_lite.autoencoder import make_autoencoder
 from madad_lite.cli import main
 from madad_lite.errors import Refused, RunError, WeightsError
+from madad_lite.evaluation import race
 from madad_lite.evaluation.compare import load_split
 from madad_lite.family import bernoulli, itermask, mddpm, parts, reflect
 from madad_lite.family.deco_diff import DecoDiff, shuffled
@@ -388,6 +389,17 @@ def test_a_folder_is_checked_when_it_is_loaded(encoder, slices, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ command line
+
+
+def test_a_comparison_whose_picture_failed_is_begun_again(prepared_cohort, tmp_path, monkeypatch):
+    """And torch's quantile, which takes no more than 2^24 values, is not asked."""
+    monkeypatch.setattr(torch.Tensor, "quantile", None)
+    with monkeypatch.context() as broken:
+        broken.setattr(race, "picture", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            race.compare(prepared_cohort, ["intensity"], tmp_path / "c", progress=False)
+    race.compare(prepared_cohort, ["intensity"], tmp_path / "c", progress=False)
+    assert (tmp_path / "c" / "comparison.png").stat().st_size > 1000
 
 
 def test_compare_train_and_detect_from_the_command_line(

@@ -22,6 +22,30 @@ def touch(folder, *names):
 
 
 @pytest.mark.parametrize(
+    ("files", "subjects", "warned"),
+    [
+        (["P01/scan", "P02/scan", "P03/scan"], {"P01", "P02", "P03"}, False),
+        (
+            ["P01/visit1_T1", "P01/visit2_T1", "P02/visit1_T1", "P02/visit3_T1", "P03/visit2_T1"],
+            {"P01", "P02", "P03"},
+            False,
+        ),
+        (["a/P01", "a/P02", "a/P03", "b/P01", "b/P02", "b/P03"], {"P01", "P02", "P03"}, True),
+        (["t1/P01", "flair/P01"], {"P01"}, False),
+        (["P01_T1", "P02_T1"], {"P01", "P02"}, False),
+        (["x/sub-1_T1", "y/sub-1_T1"], {"sub-1"}, False),
+    ],
+)
+def test_people_by_their_folders_where_names_repeat(files, subjects, warned, tmp_path, caplog):
+    for name in files:
+        path = tmp_path / f"{name}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert {scan.subject for scan in find_scans(tmp_path, "t1", "plain")} == subjects
+    assert bool(caplog.messages) == warned
+
+
+@pytest.mark.parametrize(
     ("name", "contrast"),
     [
         ("IXI002-Guys-0828-T1", "t1"),
@@ -37,6 +61,9 @@ def touch(folder, *names):
         ("T1_no_contrast", "t1"),
         ("post_op_T1", "t1"),
         ("T1_postop", "t1"),
+        ("sub-CE01_T1w", "t1"),
+        ("sub-km_T1w", "t1"),
+        ("KM01_t1", "t1"),
         ("sub-1_ses-post_T1w", "t1"),
         ("t1_posterior_fossa", "t1"),
         ("sub-1_ce-none_T1w", "t1"),

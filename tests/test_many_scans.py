@@ -17,12 +17,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from madad_lite.autoencoder import make_autoencoder
 from madad_lite.cli import main
 from madad_lite.denoiser import Denoiser
 from madad_lite.detection import many_scans
 from madad_lite.detection.many_scans import ENDINGS, scans_in
+from madad_lite.detection.record import hash_of_weights
 from madad_lite.diffusion import make_scheduler
 from madad_lite.errors import Refused, ScanError
 from madad_lite.pipeline import MadAdPipeline
@@ -105,6 +107,31 @@ def launch(arguments: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*command, *options, *arguments], env=env, capture_output=True, text=True, timeout=300
     )
+
+
+def test_a_mask_that_was_kept_and_is_read_again_is_not_removed(scans, model, tmp_path):
+    out, scan = tmp_path / "out", one(scans, tmp_path / "in")
+    assert main(words(scan, out, model, "--keep-brain")) == 0
+    kept = out / "a_brain_mask.nii.gz"
+    mended = kept.read_bytes()
+    assert main(words(scan, out, model, "--force", "--brain", str(kept))) == 0
+    assert kept.read_bytes() == mended
+    assert kept.name not in record(out, "a")["files"]
+
+
+def test_a_hash_of_weights_holds_what_changes_the_map(model):
+    def changed(change=lambda pipe: None):
+        change(pipe := MadAdPipeline.from_pretrained(model))
+        return hash_of_weights(pipe)
+
+    linear = DDIMScheduler(num_train_timesteps=10, beta_schedule="linear", prediction_type="sample")
+    others = {
+        changed(lambda pipe: pipe.autoencoder.register_to_config(scaling_factor=9.0)),
+        changed(lambda pipe: pipe.register_modules(scheduler=linear)),
+        changed(lambda pipe: pipe.denoiser.register_to_config(num_heads=7)),
+        changed(),
+    }
+    assert len(others) == 4 and changed() in others
 
 
 def test_two_processes_share_a_folder_and_a_bad_scan_stops_neither(scans, model, whole, tmp_path):

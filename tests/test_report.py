@@ -12,6 +12,7 @@ import torch
 from madad_lite import plotting
 from madad_lite.detection.finding import COLUMNS, find_parts
 from madad_lite.detection.record import healthy_range
+from madad_lite.evaluation import counts
 from madad_lite.pipeline import MadAdPipeline
 from madad_lite.scans.contrast import contrast_seen, tissue_medians
 from madad_lite.scans.grid import Grid
@@ -70,6 +71,16 @@ def test_nothing_is_said_in_words(tmp_path):
 def test_parts_that_touch_at_a_corner_are_one():
     found = find_parts(score_map((0.5, (2, 2, 2), 4), (0.5, (6, 6, 6), 4)), np.eye(4), THRESHOLD)
     assert len(found.parts) == 1
+
+
+@pytest.mark.parametrize(("threshold", "parts"), [(0.7, 0), (0.69, 1), (0.0, 1)])
+def test_found_is_what_pictures_and_tables_count(threshold, parts):
+    """0.7 in single precision lies below 0.7; and where the score is 0 nothing is found at any threshold."""
+    score = score_map((0.7, (2, 2, 2), 4))
+    found = find_parts(score, np.eye(4), threshold)
+    assert len(found.parts) == parts and found.volume_ml == pytest.approx(parts * 64 * 0.008)
+    if threshold:
+        assert counts.found(np.asarray(score.dataobj), threshold).any() == bool(parts)
 
 
 @pytest.fixture(scope="module")

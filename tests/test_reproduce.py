@@ -87,7 +87,10 @@ def test_s1_by_one_command(folders, tmp_path, capsys):
         "--out",
         str(tmp_path),
     ]
+    words += ["--seed", "3"]
     assert main([*words, "--set", *BRIEF]) == 0
+    for part in ("autoencoder", "denoiser"):
+        assert json.loads((tmp_path / "t1" / part / "config.json").read_text())["seed"] == 3
     said = capsys.readouterr().out
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["setting"] == "S1" and report["paper"] == {"t1": 51.6} and "51.6" in said

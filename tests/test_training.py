@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from madad_lite.slices.dataset import SliceDataset
 from madad_lite.training import denoiser
 from madad_lite.training.autoencoder import train_autoencoder
 from madad_lite.training.denoiser import denoising_losses, train_denoiser
-from madad_lite.training.latent_cache import encode_latents
+from madad_lite.training.latent_cache import encode_latents, fingerprint
 from madad_lite.training.loop import _accelerator
 from madad_lite.training.settings import (
     RECIPES,
@@ -110,6 +111,44 @@ def test_resuming_with_other_settings_is_refused(denoiser_run, prepared_cohort, 
         train_denoiser(
             prepared_cohort, autoencoder_run / "best", denoiser_run, config, resume=True, progress=False
         )
+
+
+def test_a_resume_finds_the_same_slices_under_another_name(
+    denoiser_run, prepared_cohort, autoencoder_run, tmp_path
+):
+    config = DenoiserConfig(steps=60, variants=2, **{**TINY, "batch_size": 8})
+    moved = shutil.copytree(prepared_cohort, tmp_path / "moved")
+    before = read_log(denoiser_run)
+    train_denoiser(moved, autoencoder_run / "best", denoiser_run, config, resume=True, progress=False)
+    assert read_log(denoiser_run) == before
+
+
+def test_an_encoder_without_its_scale_is_another_one(autoencoder_run):
+    encoder = AutoencoderKL.from_pretrained(autoencoder_run / "best")
+    measured = fingerprint(encoder)
+    encoder.register_to_config(scaling_factor=1.0)
+    assert fingerprint(encoder) != measured
+
+
+def test_weights_that_are_not_numbers_replace_no_checkpoint(
+    prepared_cohort, autoencoder_run, tmp_path, monkeypatch
+):
+    """Though the loss is looked at every ten steps only."""
+    config, losses, log = (
+        DenoiserConfig(steps=20, variants=1, **TINY),
+        denoising_losses,
+        tmp_path / "run" / "log.jsonl",
+    )
+
+    def spoilt(*args, **options):
+        begun = log.exists() and '"step": 10,' in log.read_text()
+        return tuple(x * float("nan") if begun else x for x in losses(*args, **options))
+
+    monkeypatch.setattr(denoiser, "denoising_losses", spoilt)
+    with pytest.raises(RunError, match="weights are not finite at step 15"):
+        train_denoiser(prepared_cohort, autoencoder_run / "best", tmp_path / "run", config, progress=False)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 10 and all(x.isfinite().all() for x in state["model"].values())
 
 
 def test_another_encoder_or_a_used_folder_is_refused_before_latents_are_touched(

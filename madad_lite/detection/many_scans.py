@@ -190,9 +190,7 @@ def detect(
             raise ScanError(f"{scan}: has the same name as {named[stem(scan)]}; give it another --out folder")
         if scan not in dicom:
             if os.path.isdir(scan):
-                raise ScanError(
-                    f"{scan}: a folder that cannot be read; change its permissions or leave it out"
-                )
+                raise ScanError(f"{scan}: a folder that cannot be read; change its rights or leave it out")
             return heal(scan, scan, kinds)
         with tempfile.TemporaryDirectory() as work:
             file = Path(work, f"{stem(scan)}.nii.gz")
@@ -255,8 +253,7 @@ def detect(
         _write(output, volumes, files, now, old, found, healthy_range, image)
         _say(f"{scan.name}: " + (f"{found.sentence}: " if found else "") + str(files["anomaly"]))
 
-    failed: list[tuple[Path, str]] = []
-    left_out: list[Path] = []
+    failed, left_out = list[tuple[Path, str]](), list[Path]()
     share = scans[state.process_index :: state.num_processes]
     for scan in tqdm(share, desc="scans", disable=not shown or len(scans) == 1):
         try:
@@ -370,13 +367,15 @@ def _write(
         fits = LIKE.get(now["weights"]["contrast"], seen) == seen
         about += f"{'; the scan looks' if fits else ', but the scan looks'} like {seen.upper()}"
     about += f"; {now['warning']}" if "warning" in now else ""
-    name = stem(now["scan"]["file"])
-    known = outputs(now["scan"]["file"], files["record"].parent, tuple(ENDINGS)).values()
-    earlier = set(old["files"] if old else ()) & {f.name for f in known}  # a record may be another's work
+    scan, brain = now["scan"]["file"], now["brain"]
+    read = {os.path.realpath(p) for p in (scan, brain["file"] if isinstance(brain, dict) else scan)}
+    known = outputs(scan, files["record"].parent, tuple(ENDINGS)).values()  # a record may be another's work
+    ours = {f.name for f in known if os.path.realpath(f) not in read}
+    earlier = set(old["files"] if old else ()) & ours
     now["files"] = sorted(f.name for f in files.values())
 
     def report(part: Path) -> None:
-        figure = scan_report(output, name, found=found, healthy=healthy, about=about + ".")
+        figure = scan_report(output, stem(scan), found=found, healthy=healthy, about=about + ".")
         figure.savefig(part, format="png")
 
     writers: dict[str, Callable[[Path], None]] = {

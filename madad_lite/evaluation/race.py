@@ -118,10 +118,10 @@ def compare(
     results = evaluate_methods(scores, splits, seed=seed)
     text = metrics.table({name: r["test"] for name, r in results.items()})
     out.mkdir(parents=True, exist_ok=True)
+    write_json(out / NUMBERS, {"settings": settings, "after": str(after), "methods": results})
     replace_file(out / TABLE, f"{text}\n\nAfter every map: {after}.\n")
     figure = picture({name: s["test"] for name, s in scores.items()}, splits["test"])
     replace_file(out / PICTURE, lambda file: figure.savefig(file, format="png", dpi=80, bbox_inches="tight"))
-    write_json(out / NUMBERS, {"settings": settings, "after": str(after), "methods": results})
     return results
 
 
@@ -134,8 +134,8 @@ def picture(scores: dict[str, torch.Tensor], s: LabelledSlices, columns: int = 6
     chosen = sorted(first.values(), key=lambda i: -area[i])
     chosen = (chosen + [i for i in order if i not in chosen])[:columns]
     shares = [
-        m / m[s.brain].quantile(0.999).clamp_min(1e-6) for m in scores.values()
-    ]  # each to its own range
+        m / max(1e-6, float(np.quantile(m[s.brain].numpy(), 0.999))) for m in scores.values()
+    ]  # each to its own range; torch's quantile takes no more than 2^24 values
     rows = torch.cat([x[chosen].clamp(max=1) for x in shares])
     images = s.image[chosen].repeat(len(scores), 1, 1, 1)
     titles = [name if i == 0 else "" for name in scores for i in range(len(chosen))]

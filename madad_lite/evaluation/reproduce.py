@@ -68,7 +68,7 @@ def train_and_test(
             raise Refused(f"{name}: is among the rows already, or needs no training; choose from {choice}")
     check_settings(methods, family, recipe)
     parts = {
-        k: configured(getattr(named, k), **changes.get(k, {}))
+        k: configured(getattr(named, k), **({} if k == "detection" else {"seed": seed}) | changes.get(k, {}))
         for k in ("autoencoder", "denoiser", "detection")
     }
     # before the training: what is missing is known at once

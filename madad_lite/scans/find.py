@@ -17,6 +17,7 @@ mask.
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections import Counter
@@ -27,6 +28,7 @@ from pathlib import Path
 from madad_lite.errors import ScanError
 from madad_lite.files import Rule, is_nifti, nifti_files, read_json, safe_name, stem
 
+log = logging.getLogger(__name__)
 CONTRASTS = ("t1", "t2", "flair", "t1ce")
 WORDS = {  # what the parts of file names and the entries of dataset.json say about the contrast
     "t1": "t1",
@@ -42,10 +44,10 @@ WORDS = {  # what the parts of file names and the entries of dataset.json say ab
 # Contrast agent in the names of files and series. "ses-post" is a visit, "postop" and "posterior" are no agent either.
 AGENT = re.compile(
     r"(?<![a-z])(gd|gad[a-z]*|km|ce|contrast|post(gd|gad[a-z]*|km|ce|contrast)"
-    r"|(?<!ses-)post(?![ _-]?op)|t1c)(?![a-z])|\+ ?c(?![a-z])|(?<![a-z])c\+"
+    r"|(?<!ses-)post(?![ _-]?op)|t1c)(?![a-z0-9])|\+ ?c(?![a-z0-9])|(?<![a-z])c\+"
 )
 NO_AGENT = re.compile(
-    r"(?<![a-z])(pre|non?|without|w[ /_-]?o|ohne)[ _-]*(iv[ _-]*)?(gd|gad[a-z]*|km|ce|contrast)(?![a-z])"
+    r"(?<![a-z])(pre|non?|without|w[ /_-]?o|ohne)[ _-]*(iv[ _-]*)?(gd|gad[a-z]*|km|ce|contrast)(?![a-z0-9])"
     r"|ce-none"
 )
 MSD_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")  # their order where dataset.json does not say
@@ -110,7 +112,8 @@ def contrast_of(name: str) -> str | None:
 
 def with_agent(name: str) -> bool:
     """Whether the name of a T1, a file's or a series', speaks of contrast agent: T1 post Gd; not T1 pre contrast."""
-    return AGENT.search(NO_AGENT.sub(" ", name.lower())) is not None
+    spoken = re.sub("^sub-[a-z0-9]+", "", name.lower())  # a person may be called sub-CE01
+    return AGENT.search(NO_AGENT.sub(" ", spoken)) is not None
 
 
 def _mask(image: Path, endings: tuple[str, ...], files: set[Path]) -> Path | None:
@@ -228,8 +231,10 @@ def _msd(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
 
 
 def _plain(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
-    """Every file that is not another one's mask. A name without a contrast is taken for any contrast ("")."""
-    known = set(files)
+    """Every file that is not another one's mask. A name without a contrast is taken for any contrast (""). Where the
+    same names lie in as many folders as there are names or more, such as P01/visit1.nii.gz, a folder is a person.
+    """
+    known, scans = set(files), []
     masks = {_mask(image, (e,), known) for image in files for e in BRAIN_ENDINGS + LESION_ENDINGS}
     for image in files:
         if image in masks or is_mask(image):
@@ -241,9 +246,23 @@ def _plain(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
         bids = re.match(r"sub-[A-Za-z0-9]+", stem(image))
         subject = bids[0] if bids else "_".join(parts) or image.parent.name
         group = "patient" if lesion else "normal"
-        yield ScanFiles(
-            stem(image), subject, contrast_of(stem(image)) or "", image, lesion, brain, group=group
+        contrast = contrast_of(stem(image)) or ""
+        scans.append(ScanFiles(stem(image), subject, contrast, image, lesion, brain, group=group))
+    places: dict[str, set[Path]] = {}
+    for scan in scans:
+        if not scan.subject.startswith("sub-") and contrast_of(scan.image.parent.name) is None:
+            places.setdefault(scan.subject, set()).add(scan.image.parent)
+    folders = {place for several in places.values() if len(several) > 1 for place in several}
+    names = {name for name, several in places.items() if several & folders}
+    if folders and len(folders) < len(names):
+        log.warning(
+            f"{folder}: the same names lie in several folders and count as one person each; name files of "
+            "different people differently, such as sub-P01_..., or give splits"
         )
+    for scan in scans:
+        person = scan.image.parent in folders and scan.subject in names and len(folders) >= len(names)
+        place = os.path.relpath(scan.image.parent, folder).replace(os.sep, "_")
+        yield replace(scan, subject=place) if person else scan
 
 
 READERS = {

@@ -76,10 +76,10 @@ class LatentDataset(Dataset):
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """Of its weights: another one for other weights."""
-    return hashlib.sha256(
-        b"".join(p.detach().cpu().float().numpy().tobytes() for p in model.parameters())
-    ).hexdigest()
+    """Of its weights: another one for other weights, and for an encoder whose scale has not been measured yet."""
+    held = [p.detach().cpu().float().numpy().tobytes() for p in model.parameters()]
+    unscaled = getattr(getattr(model, "config", None), "scaling_factor", None) == 1.0
+    return hashlib.sha256(b"".join([*held, b"unscaled" * unscaled])).hexdigest()
 
 
 def latents_fingerprint(folder: str | Path) -> str:

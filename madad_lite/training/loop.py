@@ -208,6 +208,8 @@ def train_model(
 
             # Checkpoint: all that `restore` reads.
             if main and (step % config.checkpoint_every == 0 or last):
+                if not all(p.isfinite().all() for p in model.parameters()):  # the last good one stays
+                    raise RunError(f"{out}: weights are not finite at step {step}; try a lower learning rate")
                 state = dict(model=model, optimizer=optimizer, schedule=schedule, ema=ema)
                 state = {k: x.state_dict() for k, x in state.items()}
                 run.save({"step": step, "best": best, **state, "scaler": scaler and scaler.state_dict()})

@@ -38,7 +38,7 @@ def data_fingerprint(data: str | Path | Sequence[str | Path]) -> str:
         for split in ("train", "val"):
             manifest.verify(split)
         scans = [
-            {k: v for k, v in scan.items() if k != "source"}
+            {k: v for k, v in scan.items() if k not in ("source", "contrast_seen")}
             for split in ("train", "val")
             for scan in manifest.scans(split)
         ]
@@ -115,6 +115,8 @@ class Run:
             raise RunError(f"{self.folder}: holds a training run already; resume it or choose another folder")
         # a setting newer than the run had its default; an input that it did not note is not compared
         stored = {**self.settings, **defaults, **stored}
+        if stored.get("fingerprint") == self.settings.get("fingerprint") is not None:
+            stored["data"] = self.settings.get("data")  # the same slices, wherever they lie
         for k in sorted(stored):
             if self.settings.get(k) != stored[k]:
                 raise RunError(
