@@ -126,7 +126,7 @@ def boxes(size: Sequence[int], side: float, stride: float) -> torch.Tensor:
 
 
 def mean_over(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of values (N, 1, H, W) where the mask is; 0 where it is nowhere. Over all pixels, not of the samples' own
-    means: as a loss it depends a little on how many processes or parts share a batch.
+    """The mean of values (N, 1, H, W) where the mask is; 0 where it is nowhere. Not a mean of the samples' means:
+    as a loss it depends a little on how many processes or parts share a batch.
     """
     return (values * mask).sum() / mask.expand_as(values).sum().clamp_min(1)
