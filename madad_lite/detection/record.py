@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import madad_lite
-from madad_lite.autoencoder import folding
 from madad_lite.errors import ScanError, WeightsError
 from madad_lite.files import read_json
 from madad_lite.pipeline import MadAdPipeline
@@ -41,7 +40,7 @@ def hash_of_weights(pipe: MadAdPipeline) -> str:
     """SHA-256 of all tensors and settings of a pipeline, wherever it came from."""
     settings = {k: v for k, v in dict(pipe.config).items() if not k.startswith("_")}
     settings["denoiser"] = {k: v for k, v in dict(pipe.denoiser.config).items() if not k.startswith("_")}
-    settings["latents"] = [pipe.autoencoder.config.scaling_factor, folding(pipe.autoencoder)]
+    settings["latents"] = [pipe.autoencoder.config.get(k) for k in ("scaling_factor", "_folding")]
     settings["schedule"] = [pipe.scheduler.config.prediction_type, pipe.scheduler.alphas_cumprod.tolist()]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for model in (pipe.autoencoder, pipe.denoiser):
