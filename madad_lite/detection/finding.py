@@ -85,9 +85,8 @@ def find_parts(score: nib.Nifti1Image, to_mni: np.ndarray, threshold: float) -> 
     values = np.asarray(score.dataobj)
     mask = nib.Nifti1Image(np.zeros(values.shape, np.uint8), score.affine)
     mask.header.set_xyzt_units("mm")
-    lowest = np.float32(
-        threshold
-    )  # not below the threshold in double precision, and above 0: see counts.found
+    # the rule of counts.found in single precision: not below the threshold in double precision; and above 0
+    lowest = np.float32(threshold)
     lowest = lowest if float(lowest) >= threshold else np.nextafter(lowest, np.float32(np.inf))
     above = values >= max(lowest, np.nextafter(np.float32(0), np.float32(1)))
     if not above.any():

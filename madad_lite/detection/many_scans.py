@@ -44,11 +44,8 @@ ENDINGS = {
     "scan": ".nii.gz",  # of a DICOM folder
 }
 MISTAKEN = {  # (contrast that the scan's name speaks of, that of the weights), alike in the order of the tissues
-    (
-        "t1ce",
-        "t1",
-    ): "named as T1 with contrast agent, and these weights have seen none: vessels may count as findings; "
-    "--weights t1ce was trained with simulated ones",
+    ("t1ce", "t1"): "named as T1 with contrast agent, and these weights have seen none: vessels may "
+    "count as findings; --weights t1ce was trained with simulated ones",
     ("t1", "t1ce"): "named as T1, and these weights are for T1 with contrast agent; without it, --weights t1",
 }
 BRAIN_WORDS = ("auto", "template", "deepbet")  # ways to find the brain; anything else is a file

@@ -260,9 +260,9 @@ def _plain(folder: Path, files: list[Path]) -> Iterator[ScanFiles]:
             "different people differently, such as sub-P01_..., or give splits"
         )
     for scan in scans:
-        person = scan.image.parent in folders and scan.subject in names and len(folders) >= len(names)
-        place = os.path.relpath(scan.image.parent, folder).replace(os.sep, "_")
-        yield replace(scan, subject=place) if person else scan
+        if scan.image.parent in folders and scan.subject in names and len(folders) >= len(names):
+            scan = replace(scan, subject=os.path.relpath(scan.image.parent, folder).replace(os.sep, "_"))
+        yield scan
 
 
 READERS = {
